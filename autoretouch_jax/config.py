@@ -1,0 +1,288 @@
+"""The configuration of a run: frozen dataclasses, filled by a Python file under `configs/` and the command line.
+
+Every key is `group.name`, on the command line `--group.name VALUE` (hyphens and underscores both work).
+Images are float32 in [-1, 1] inside the networks; sizes are pixels; periods are optimizer steps.
+Where the AutoRetouch paper does not state a value in a source we could read, the comment says that the default is ours.
+"""
+
+import dataclasses
+import difflib
+import json
+import re
+import runpy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from autoretouch_jax.errors import Refused
+
+REPOSITORY_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+INSTALLED_CONFIGS = Path(__file__).resolve().parent / "configs"
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """The AutoRetouch generator."""
+
+    width: int = 64
+    """Channels of the stem; the residual blocks have twice as many."""
+    blocks: int = 15
+    """Residual blocks at half resolution."""
+    norm: Literal["batch", "none"] = "batch"
+    """`batch` is the paper's; `none` has no train/test mismatch and no colour shifts."""
+    head: Literal["tanh", "residual"] = "tanh"
+    """`tanh` is the paper's; `residual` adds a zero-initialised delta to the input, so training starts at the identity."""
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """The PatchGAN that judges (source, image) pairs."""
+
+    width: int = 64
+    """Channels of the first layer; they double three times."""
+    norm: Literal["batch", "none"] = "batch"
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What the generator is trained on. A term with weight 0 is not computed at all."""
+
+    pixel: Literal["mse", "l1"] = "mse"
+    pixel_weight: float = 100.0
+    adversarial: Literal["bce", "lsgan", "hinge"] = "bce"
+    adversarial_weight: float = 1.0
+    perceptual_weight: float = 1.0
+    perceptual_layers: tuple[str, ...] = ("relu1_2", "relu2_2", "relu3_3")
+    """VGG activations compared, each divided by the target's RMS activation so that weights do not depend on the layer."""
+    vgg: Literal["vgg16", "vgg19"] = "vgg16"
+    vgg_weights: str = "download"
+    """A file (.pth, .npz, .h5), `download` (torchvision's, checked and cached), or `random` (for tests; it learns little)."""
+
+
+@dataclass(frozen=True)
+class BlemishConfig:
+    """Procedural blemishes for a folder of clean faces. Sizes are pixels of the training crop."""
+
+    per_megapixel: tuple[float, float] = (200.0, 3000.0)
+    """Blemishes per million pixels, drawn log-uniformly for each crop."""
+    radius: tuple[float, float] = (1.0, 14.0)
+    """Log-uniform; large radii are rarer."""
+    strength: tuple[float, float] = (0.05, 0.6)
+    """How far a blemish moves the skin towards its own colour."""
+    clean_share: float = 0.1
+    """Share of crops left without any blemish, so that the network learns to leave skin alone."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where pairs come from: `root` (clean faces), or `source` and `target` (two folders paired by relative stem)."""
+
+    root: str | None = None
+    source: str | None = None
+    target: str | None = None
+    crop: int = 256
+    """Side of the square training crop, in pixels, even."""
+    zoom: tuple[float, float] = (1.0, 1.0)
+    """Random resize factor of a photo before the crop (1 1 = never resized, as needed for genuine pairs)."""
+    flip: bool = True
+    blemish: BlemishConfig = field(default_factory=BlemishConfig)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Adam for both networks: linear warm-up, constant, then a linear decay to zero over the last steps."""
+
+    generator_lr: float = 2e-4
+    discriminator_lr: float = 2e-4
+    beta1: float = 0.5
+    beta2: float = 0.999
+    warmup_steps: int = 0
+    decay_share: float = 0.5
+    """Share of `train.steps`, at the end, over which the learning rate falls to zero."""
+    clip_norm: float = 0.0
+    """Clip each network's gradient to this norm; 0 does not clip."""
+    ema: float = 0.999
+    """Decay of the generator's moving average per step, warmed up; 0 keeps no average."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The run itself."""
+
+    steps: int = 100_000
+    batch: int = 8
+    """Images per step over all devices."""
+    seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Compute type; parameters, losses and statistics stay float32."""
+    checkpoint_every: int = 1000
+    log_every: int = 50
+    sample_every: int = 1000
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the step is spread and fed. The order of the data does not depend on it, so all of it may change on resume.
+
+    (BatchNorm normalises by each device's own share of the batch, so with it the number of devices is felt.)
+    """
+
+    mode: Literal["jit", "pmap"] = "jit"
+    """`jit` over a mesh, or `pmap`: the same step, the same numbers, the same checkpoints."""
+    devices: int = 0
+    """Devices to use; 0 means all."""
+    input_threads: int = 2
+    """Threads that decode and augment."""
+    prefetch: int = 16
+    """Examples made ahead per thread."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+
+MAY_CHANGE_ON_RESUME = ("train.steps", "train.checkpoint_every", "train.log_every", "train.sample_every", "parallel.")
+
+
+def find(path: str | Path) -> Path:
+    """The config file: as given, or by name among the configs that come with the package."""
+    path = Path(path)
+    for candidate in (path, REPOSITORY_CONFIGS / path.name, INSTALLED_CONFIGS / path.name):
+        if candidate.is_file():
+            return candidate
+    known = sorted(p.name for folder in (REPOSITORY_CONFIGS, INSTALLED_CONFIGS) for p in folder.glob("*.py"))
+    raise Refused(f"config {path}: no such file; the configs that come with the package are {', '.join(known)}")
+
+
+def load(path: str | Path) -> Config:
+    """Run the config file and return its `config`. Raises Refused with the file's name when that is not a Config."""
+    path = find(path)
+    try:
+        config = runpy.run_path(str(path)).get("config")
+    except Exception as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        hint = nearest(unknown[1], [part for key in flatten(Config()) for part in key.split(".")]) if unknown else ""
+        raise Refused(f"config {path}: {type(error).__name__}: {error}{hint}") from error
+    if not isinstance(config, Config):
+        raise Refused(f"config {path}: must define `config = Config(...)` from autoretouch_jax.config")
+    return config
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """`; did you mean …?` for the known word closest to this one, or nothing."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"group.name": value}` for every leaf of a config."""
+    flat: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{item.name}.")
+        else:
+            flat[prefix + item.name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def resolve(config: Config) -> Config:
+    """Make every path absolute, so that the same run can be resumed from any folder."""
+
+    def absolute(path: str | None) -> str | None:
+        return None if path is None else str(Path(path).expanduser().resolve())
+
+    data = dataclasses.replace(
+        config.data,
+        root=absolute(config.data.root),
+        source=absolute(config.data.source),
+        target=absolute(config.data.target),
+    )
+    loss = config.loss
+    if loss.vgg_weights not in ("download", "random"):
+        loss = dataclasses.replace(loss, vgg_weights=absolute(loss.vgg_weights))
+    return dataclasses.replace(config, data=data, loss=loss)
+
+
+def validate(config: Config) -> None:
+    """Refuse impossible values and combinations, naming the key. Looks at no file."""
+    flat = flatten(config)
+
+    def need(ok: bool, key: str, rule: str) -> None:
+        if not ok:
+            raise Refused(f"--{key} {flat[key]}: {rule}")
+
+    for key in ("generator.width", "discriminator.width", "train.batch", "train.steps", "train.checkpoint_every",
+                "train.log_every", "train.sample_every", "parallel.input_threads", "parallel.prefetch"):  # fmt: skip
+        need(flat[key] >= 1, key, "must be at least 1")
+    for key in ("generator.blocks", "optim.warmup_steps", "optim.clip_norm", "parallel.devices", "train.seed",
+                "loss.pixel_weight", "loss.adversarial_weight", "loss.perceptual_weight"):  # fmt: skip
+        need(flat[key] >= 0, key, "must not be negative")
+    for key in ("optim.generator_lr", "optim.discriminator_lr"):
+        need(flat[key] > 0, key, "must be positive")
+    for key in ("optim.beta1", "optim.beta2", "optim.ema"):
+        need(0 <= flat[key] < 1, key, "must be in [0, 1)")
+    for key in ("optim.decay_share", "data.blemish.clean_share"):
+        need(0 <= flat[key] <= 1, key, "must be in [0, 1]")
+    for key in ("data.zoom", "data.blemish.radius", "data.blemish.strength", "data.blemish.per_megapixel"):
+        need(0 < flat[key][0] <= flat[key][1], key, "must be two positive numbers, the smaller first")
+    need(flat["data.crop"] >= 32 and flat["data.crop"] % 16 == 0, "data.crop", "must be a multiple of 16, at least 32")
+    _validate_combinations(config)
+
+
+def _validate_combinations(config: Config) -> None:
+    loss, data = config.loss, config.data
+    if loss.pixel_weight + loss.adversarial_weight + loss.perceptual_weight == 0:
+        raise Refused("--loss.pixel-weight, --loss.adversarial-weight and --loss.perceptual-weight are all 0: "
+                      "nothing would be learned; give at least one a positive weight")  # fmt: skip
+    if loss.perceptual_weight > 0 and not loss.perceptual_layers:
+        raise Refused("--loss.perceptual-layers is empty: name at least one VGG layer, such as relu2_2, "
+                      "or set --loss.perceptual-weight 0")  # fmt: skip
+    if data.root and (data.source or data.target):
+        raise Refused("--data.root and --data.source/--data.target exclude each other: "
+                      "give clean faces (root) or pairs (source and target)")  # fmt: skip
+    if bool(data.source) != bool(data.target):
+        missing = "target" if data.source else "source"
+        raise Refused(f"--data.{missing} is missing: pairs need both --data.source and --data.target")
+    if not data.root and not data.source:
+        raise Refused("no data: give --data.root FOLDER (clean faces) or --data.source A --data.target B (pairs)")
+
+
+def write_json(config: Config, path: Path) -> None:
+    """Write the resolved config, readable and complete."""
+    path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+def refuse_other_run(config: Config, path: Path) -> None:
+    """Refuse when the config.json at `path` differs from `config` in a key that may not change on resume."""
+    try:
+        before = _flatten_dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise Refused(f"{path} is not readable JSON ({error}); choose another --workdir") from error
+    now = _flatten_dict(json.loads(json.dumps(dataclasses.asdict(config))))
+    changed = [
+        f"{key} ({before.get(key, 'absent')} there, {now.get(key, 'absent')} here)"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key, dataclasses.MISSING) != now.get(key, dataclasses.MISSING)
+        and not key.startswith(MAY_CHANGE_ON_RESUME)
+    ]
+    if changed:
+        raise Refused(f"--workdir {path.parent} holds a run of another config: {', '.join(changed)}; "
+                      "choose another --workdir, or give the values it was started with")  # fmt: skip
+
+
+def _flatten_dict(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten_dict(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

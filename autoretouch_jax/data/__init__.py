@@ -1,0 +1,1 @@
+"""Files in, batches on devices out."""

@@ -1,0 +1,1 @@
+"""A model and pairs in, numbers and pictures out."""

@@ -1,0 +1,90 @@
+"""The AutoRetouch generator (Shafaei, Little and Schmidt, WACV 2021, section 4).
+
+Images are float32 `[N, H, W, 3]` in [-1, 1], H and W even.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from autoretouch_jax.config import GeneratorConfig
+
+LEAK = 0.2  # LeakyReLU's slope in the reference implementation
+BATCH_NORM_EPSILON = 1e-3  # Keras' defaults, which the reference implementation trains with
+BATCH_NORM_MOMENTUM = 0.99
+
+
+def leaky(x: jax.Array) -> jax.Array:
+    """LeakyReLU with the reference implementation's slope."""
+    return nn.leaky_relu(x, LEAK)
+
+
+def batch_norm(train: bool, name: str | None = None) -> nn.BatchNorm:
+    """BatchNorm as Keras defines it; statistics are float32 whatever the compute type."""
+    return nn.BatchNorm(
+        use_running_average=not train,
+        momentum=BATCH_NORM_MOMENTUM,
+        epsilon=BATCH_NORM_EPSILON,
+        dtype=jnp.float32,
+        name=name,
+    )
+
+
+class ResidualBlock(nn.Module):
+    """`x + act(norm(conv(act(norm(conv(x))))))`: `[N, h, w, C]` → the same."""
+
+    channels: int
+    norm: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        y = x
+        for _ in range(2):
+            y = nn.Conv(self.channels, (3, 3), dtype=self.dtype)(y)
+            if self.norm == "batch":
+                y = batch_norm(train)(y).astype(self.dtype)
+            y = leaky(y)
+        return x + y
+
+
+class AutoRetouchGenerator(nn.Module):
+    """7×7 stem, one stride-2 convolution, residual blocks, ×2 upsampling, one skip from the stem, head.
+
+    `head="tanh"` is the paper's; `head="residual"` returns `source + delta`, not clipped, with a zero-initialised delta, so
+    that the untrained network is the identity. The returned image is float32.
+    """
+
+    config: GeneratorConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, source: jax.Array, train: bool = False) -> jax.Array:
+        width, dtype = self.config.width, self.dtype
+        stem = leaky(nn.Conv(width, (7, 7), dtype=dtype, name="stem")(source.astype(dtype)))
+        x = nn.Conv(2 * width, (3, 3), (2, 2), dtype=dtype, name="down")(stem)
+        for i in range(self.config.blocks):
+            x = ResidualBlock(2 * width, self.config.norm, dtype, name=f"block{i}")(x, train)
+        x = nn.Conv(width, (3, 3), dtype=dtype, name="up")(x)  # at half resolution: a quarter of the work
+        x = leaky(upsample_nearest(x)) + stem
+        if self.config.head == "tanh":
+            return jnp.tanh(nn.Conv(3, (3, 3), dtype=dtype, name="head")(x).astype(jnp.float32))
+        delta = nn.Conv(3, (3, 3), dtype=dtype, name="head", kernel_init=nn.initializers.zeros)(x)
+        return source + delta.astype(jnp.float32)
+
+
+def upsample_nearest(x: jax.Array) -> jax.Array:
+    """×2 nearest neighbour, `[N, h, w, C]` → `[N, 2h, 2w, C]`, by broadcast and reshape."""
+    n, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, 2, w, 2, c)).reshape(n, 2 * h, 2 * w, c)
+
+
+def receptive_radius(config: GeneratorConfig) -> int:
+    """How far, in pixels, an output pixel sees: an upper bound, even, so that tiles cut with it stay on the stride-2 grid.
+
+    Stem 3; stride-2 convolution 1 plus its grid 1; two 3×3 at half resolution per block 4; `up` 2 plus its grid 1; head 1.
+    """
+    radius = 3 + 2 + 4 * config.blocks + 3 + 1
+    return radius + radius % 2

@@ -1,0 +1,111 @@
+"""Read a PyTorch state dict without PyTorch and without executing a pickle.
+
+Both file forms are understood: the zip archive (PyTorch ≥ 1.6) and the older stream of pickles that torchvision's VGG files
+still are. The unpickler knows the six names a state dict needs and refuses every other one.
+"""
+
+import collections
+import io
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the older form
+STORAGE_TYPES = {
+    "FloatStorage": np.dtype("<f4"),
+    "DoubleStorage": np.dtype("<f8"),
+    "HalfStorage": np.dtype("<f2"),
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ByteStorage": np.dtype("u1"),
+}
+
+
+class _Storage(NamedTuple):
+    key: str
+    dtype: np.dtype
+
+
+class _Tensor(NamedTuple):
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def array(self, data: bytes) -> np.ndarray:
+        flat = np.frombuffer(data, self.storage.dtype)
+        last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+        if 0 in self.shape:
+            return np.zeros(self.shape, self.storage.dtype)
+        if self.offset < 0 or min(self.strides, default=0) < 0 or last >= flat.size:
+            raise ValueError("a tensor points outside its data")
+        strides = [s * flat.itemsize for s in self.strides]
+        return np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides, writeable=False).copy()
+
+
+def _tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *_unused: Any) -> _Tensor:
+    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+class _StateDictUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _tensor
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return lambda tensor, *_unused: tensor
+        if module in ("torch", "torch.storage") and name in STORAGE_TYPES:
+            return STORAGE_TYPES[name]
+        raise ValueError(f"it refers to {module}.{name}, which is no part of a state dict; "
+                         "save `model.state_dict()` instead of the model")  # fmt: skip
+
+    def persistent_load(self, reference: Any) -> _Storage:
+        kind, dtype, key = reference[:3]
+        if kind != "storage":
+            raise ValueError(f"unknown reference {kind!r}")
+        return _Storage(str(key), dtype)
+
+
+def read_state_dict(path: Path) -> dict[str, np.ndarray]:
+    """`{name: array}` in PyTorch's names and layouts. Raises ValueError for anything but a plain state dict."""
+    try:
+        tensors, data = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+    except (pickle.UnpicklingError, AttributeError, TypeError, IndexError, UnicodeDecodeError) as error:
+        raise ValueError(f"not a PyTorch state dict: {error}") from error
+    if not isinstance(tensors, dict):
+        raise ValueError("not a state dict: the file holds something else than a dictionary of tensors")
+    return {name: t.array(data[t.storage.key]) for name, t in tensors.items() if isinstance(t, _Tensor)}
+
+
+def _read_zip(path: Path) -> tuple[Any, dict[str, bytes]]:
+    with zipfile.ZipFile(path) as archive:
+        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise ValueError("a zip file without one data.pkl")
+        prefix = pickles[0].removesuffix("data.pkl") + "data/"
+        tensors = _StateDictUnpickler(io.BytesIO(archive.read(pickles[0]))).load()
+        data = {n.removeprefix(prefix): archive.read(n) for n in archive.namelist() if n.startswith(prefix)}
+    return tensors, data
+
+
+def _read_legacy(path: Path) -> tuple[Any, dict[str, bytes]]:
+    with path.open("rb") as file:
+        if _StateDictUnpickler(file).load() != LEGACY_MAGIC:
+            raise ValueError("not written by torch.save")
+        for _ in ("protocol version", "system information"):
+            _StateDictUnpickler(file).load()
+        unpickler = _StateDictUnpickler(file)
+        tensors = unpickler.load()
+        dtypes = {t.storage.key: t.storage.dtype for t in tensors.values() if isinstance(t, _Tensor)}
+        data = {}
+        for key in _StateDictUnpickler(file).load():
+            count = int.from_bytes(file.read(8), "little")
+            size = count * dtypes[str(key)].itemsize
+            data[str(key)] = file.read(size)
+            if len(data[str(key)]) != size:
+                raise ValueError("the file is cut short")
+    return tensors, data

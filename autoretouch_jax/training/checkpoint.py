@@ -1,0 +1,51 @@
+"""Checkpoints: state, data position and clock in one atomic step, written in the background. The only importer of Orbax.
+
+A save that is killed leaves a folder that Orbax ignores and cleans up; the previous checkpoint stays.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+KEPT = 2  # the newest, and one before it in case a disk lets us down
+
+
+class Checkpoints:
+    """`checkpoints/` of a run. Use as a context manager: leaving it waits for the last save."""
+
+    def __init__(self, folder: Path):
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=KEPT, enable_async_checkpointing=True, cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """The newest finished step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, clock: dict[str, Any]) -> None:
+        """Copy the state off the devices and write it in the background; an error of an earlier save is raised here."""
+        if step == self.latest():
+            return
+        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), clock=ocp.args.JsonSave(clock)))
+
+    def wait(self) -> None:
+        """Return when everything saved so far is on disk."""
+        self._manager.wait_until_finished()
+
+    def restore(self, step: int, like: Any, sharding: Any) -> tuple[Any, dict[str, Any]]:
+        """`(state, clock)` of a step; `like` gives the tree, shapes and types, `sharding` where every leaf goes."""
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), clock=ocp.args.JsonRestore())
+        )
+        return restored.state, restored.clock

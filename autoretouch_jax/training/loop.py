@@ -1,0 +1,208 @@
+"""The training loop: one visible path from a config to a trained model. No maths here."""
+
+import contextlib
+import functools
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from autoretouch_jax import config as configs
+from autoretouch_jax import parallel
+from autoretouch_jax.config import Config
+from autoretouch_jax.data import pipeline
+from autoretouch_jax.data.sources import open_source
+from autoretouch_jax.errors import BadInput
+from autoretouch_jax.models.bundle import Model, retouch_array, save_model
+from autoretouch_jax.training.checkpoint import Checkpoints
+from autoretouch_jax.training.log import MetricsLog, save_samples
+from autoretouch_jax.training.state import State, count, init_state, make_networks
+from autoretouch_jax.training.step import train_step
+
+SAMPLES = 6
+EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_INTERRUPTED = 0, 1, 75, 130
+
+
+class StopRequest:
+    """Notes SIGTERM and SIGINT, so that the loop can finish its step and save. A second SIGINT stops at once."""
+
+    def __init__(self) -> None:
+        self.exit_code: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        with contextlib.suppress(ValueError):  # not in the main thread: the caller handles signals
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: Any) -> None:
+        if number == signal.SIGINT and self.exit_code == EXIT_INTERRUPTED:
+            raise KeyboardInterrupt
+        self.exit_code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_REQUEUE
+
+
+class Trainer:
+    """What a run needs before its first step: checked data, networks, the compiled step. Building it writes nothing."""
+
+    def __init__(self, config: Config):
+        configs.validate(config)
+        self.config = config
+        self.mesh = parallel.make_mesh(config.parallel, config.train.batch)
+        self.source = open_source(config.data)
+        self.networks, frozen = make_networks(config)
+        self.frozen = parallel.replicate(frozen, self.mesh)
+        step = functools.partial(train_step, networks=self.networks, config=config)
+        self.step: Callable = parallel.wrap_step(step, self.mesh, config.parallel.mode)
+
+    def init(self) -> State:
+        """A fresh state on the devices."""
+        return parallel.replicate(init_state(self.config, self.networks), self.mesh)
+
+    def batches(self, first_step: int) -> Iterator[Any]:
+        """Host batches from a step on."""
+        return pipeline.batches(self.source, self.config, first_step)
+
+    def put(self, batch: Any) -> Any:
+        """A host batch onto the devices."""
+        return parallel.shard_batch(batch, self.mesh, self.config.parallel.mode)
+
+
+def run(config: Config, workdir: Path) -> int:
+    """Train until `train.steps`, resuming what `workdir` holds. Returns the exit status (see the README).
+
+    Raises Refused, before anything is written, when the config, the data, a weight file or the work directory do not fit.
+    """
+    config = configs.resolve(config)
+    configs.validate(config)
+    stored = workdir / "config.json"
+    if stored.is_file():
+        configs.refuse_other_run(config, stored)
+    trainer = Trainer(config)
+    (workdir / "samples").mkdir(parents=True, exist_ok=True)
+    configs.write_json(config, stored)
+    with StopRequest() as stop, Checkpoints(workdir / "checkpoints") as checkpoints:
+        return _train(trainer, workdir, checkpoints, stop)
+
+
+def _train(trainer: Trainer, workdir: Path, checkpoints: Checkpoints, stop: StopRequest) -> int:
+    config, steps = trainer.config, trainer.config.train.steps
+
+    # ---- start or resume -------------------------------------------------------------------------------------------
+    state, seconds = trainer.init(), 0.0
+    if (latest := checkpoints.latest()) is not None:
+        state, clock = checkpoints.restore(latest, state, parallel.replicated(trainer.mesh))
+        seconds = clock["seconds"]
+    first = latest or 0
+    log = MetricsLog(workdir / "metrics.jsonl", first)
+    if first >= steps:
+        _publish(trainer, workdir, state)
+        print(f"{workdir}: finished, {first} of {steps} steps done; raise --train.steps to go on")
+        return EXIT_DONE
+    _announce(trainer, state, first)
+
+    # ---- the loop --------------------------------------------------------------------------------------------------
+    batches, examples = trainer.batches(first), _sample_examples(trainer)
+    window, waited, started = [], 0.0, time.perf_counter()
+    since, since_step, step = started, first, first
+    bar = tqdm(total=steps, initial=first, unit="step", desc="training", dynamic_ncols=True, file=sys.stdout)
+
+    def save() -> None:
+        clock = {"step": step, "images": step * config.train.batch, "seconds": seconds + time.perf_counter() - started}
+        checkpoints.save(step, state, clock)
+        _publish(trainer, workdir, state)
+
+    with bar:
+        while step < steps and stop.exit_code is None:
+            before = time.perf_counter()
+            try:
+                batch = trainer.put(next(batches))
+            except BadInput as error:
+                save()
+                print(f"stopped at step {step}, checkpoint written: {error}", file=sys.stderr)
+                return EXIT_FAILED
+            waited += time.perf_counter() - before
+            state, metrics = trainer.step(state, batch, trainer.frozen)
+            step += 1
+            bar.update(1)
+
+            if step % config.train.log_every == 0 or step == steps:
+                # Everything but the newest step has been computed by now or soon will be: the device is never idle.
+                means = _means(window or [metrics])
+                window, now = [], time.perf_counter()
+                speed = (step - since_step) * config.train.batch / (now - since)
+                log.write({"step": step, "images": step * config.train.batch, **means, "images_per_s": round(speed, 3),
+                           "input_wait_share": round(waited / (now - since), 4),
+                           "seconds": round(seconds + now - started, 3)})  # fmt: skip
+                bar.set_postfix_str(f"{speed:.1f} images/s", refresh=False)
+                since, since_step, waited = now, step, 0.0
+                if bad := [name for name, value in means.items() if not math.isfinite(value)]:
+                    print(f"stopped at step {step}: {bad[0]} is not finite; the last checkpoint is from before. Lower "
+                          "--optim.generator-lr, or set --optim.clip-norm 1", file=sys.stderr)  # fmt: skip
+                    return EXIT_FAILED
+            window.append(metrics)
+            if step % config.train.sample_every == 0 or step == steps:
+                _sample(trainer, state, workdir / "samples" / f"{step:08d}.png", examples)
+            if step % config.train.checkpoint_every == 0 and step < steps:
+                save()
+        save()
+    checkpoints.wait()
+    if stop.exit_code is not None:
+        print(f"stopped at step {step} of {steps}, checkpoint written; the same command goes on from here")
+        return stop.exit_code
+    print(f"{workdir}: done, {steps} steps; model in {workdir / 'model'}")
+    return EXIT_DONE
+
+
+def _means(window: list[dict[str, jax.Array]]) -> dict[str, float]:
+    fetched = jax.device_get(window)
+    return {name: float(np.mean([metrics[name] for metrics in fetched])) for name in fetched[0]}
+
+
+def _announce(trainer: Trainer, state: State, first: int) -> None:
+    config = trainer.config
+    parts = [f"generator {count(state.generator.params):,} parameters"]
+    if state.discriminator is not None:
+        parts.append(f"discriminator {count(state.discriminator.params):,}")
+    device = trainer.mesh.devices.flat[0]
+    print(f"{', '.join(parts)}; batch {config.train.batch} on {trainer.mesh.size} {device.platform} device(s) "
+          f"({config.parallel.mode}, {config.train.precision}); {len(trainer.source)} images, crop {config.data.crop}; "
+          f"steps {first} → {config.train.steps}", flush=True)  # fmt: skip
+
+
+def _sample_examples(trainer: Trainer) -> dict[str, np.ndarray]:
+    """A few fixed training crops to look at, the same for the whole life of the run."""
+    collected: list[dict[str, np.ndarray]] = []
+    batches = pipeline.batches(trainer.source, trainer.config, 0, seed_offset=1)
+    while sum(len(batch["source"]) for batch in collected) < SAMPLES:
+        collected.append(next(batches))
+    return {name: np.concatenate([batch[name] for batch in collected])[:SAMPLES] for name in collected[0]}
+
+
+def _ema_model(trainer: Trainer, state: State) -> Model:
+    params = state.ema if trainer.config.optim.ema else state.generator.params
+    stats = {"batch_stats": state.generator.stats} if state.generator.stats else {}
+    return Model(trainer.config.generator, {"params": params, **stats})
+
+
+def _sample(trainer: Trainer, state: State, path: Path, examples: dict[str, np.ndarray]) -> None:
+    model = _ema_model(trainer, state)
+    output = np.stack([retouch_array(model, image) for image in examples["source"]])
+    save_samples(path, examples["source"], output, examples["target"])
+
+
+def _publish(trainer: Trainer, workdir: Path, state: State) -> None:
+    """Write `model/`."""
+    variables = _ema_model(trainer, state).variables
+    save_model(workdir / "model", trainer.config.generator, variables["params"], variables.get("batch_stats"), int(state.step))

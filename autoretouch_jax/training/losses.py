@@ -1,0 +1,50 @@
+"""The losses. Images are float32 `[N, H, W, 3]` in [-1, 1], logits float32; every loss is a float32 scalar, a mean."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Features = dict[str, jax.Array]
+
+
+def pixel(kind: str, fake: jax.Array, target: jax.Array) -> jax.Array:
+    """`mse` (the paper's) or `l1` (pix2pix', Isola et al. 2017, equation 3)."""
+    error = fake - target
+    return jnp.mean(jnp.square(error) if kind == "mse" else jnp.abs(error))
+
+
+def perceptual(fake: Features, target: Features) -> jax.Array:
+    """Mean absolute difference of VGG features, per layer relative to the target's RMS, averaged over layers.
+
+    Dividing by the RMS is ours: torchvision's and Keras' weights give activations on scales 60 times apart.
+    """
+    total = jnp.zeros((), jnp.float32)
+    for name, reference in target.items():
+        reference = jax.lax.stop_gradient(reference.astype(jnp.float32))
+        scale = jax.lax.rsqrt(jnp.mean(jnp.square(reference)) + 1e-12)
+        total += scale * jnp.mean(jnp.abs(fake[name].astype(jnp.float32) - reference))
+    return total / len(target)
+
+
+def discriminator(kind: str, real_logits: jax.Array, fake_logits: jax.Array) -> jax.Array:
+    """Half the sum of the real and the fake part, so that D learns at half speed (Isola et al. 2017, section 3.3).
+
+    `bce` (Goodfellow et al. 2014), `lsgan` (Mao et al. 2017) or `hinge` (Lim and Ye 2017).
+    """
+    if kind == "bce":
+        real = optax.sigmoid_binary_cross_entropy(real_logits, jnp.ones_like(real_logits))
+        fake = optax.sigmoid_binary_cross_entropy(fake_logits, jnp.zeros_like(fake_logits))
+    elif kind == "lsgan":
+        real, fake = jnp.square(real_logits - 1), jnp.square(fake_logits)
+    else:
+        real, fake = jax.nn.relu(1 - real_logits), jax.nn.relu(1 + fake_logits)
+    return 0.5 * (real.mean() + fake.mean())
+
+
+def adversarial(kind: str, fake_logits: jax.Array) -> jax.Array:
+    """What the generator minimises against D: the non-saturating form of each loss above."""
+    if kind == "bce":
+        return optax.sigmoid_binary_cross_entropy(fake_logits, jnp.ones_like(fake_logits)).mean()
+    if kind == "lsgan":
+        return jnp.square(fake_logits - 1).mean()
+    return -fake_logits.mean()
