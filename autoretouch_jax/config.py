@@ -10,7 +10,7 @@ import difflib
 import json
 import re
 import runpy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,8 @@ class GeneratorConfig:
     """`batch` is the paper's; `none` has no train/test mismatch and no colour shifts."""
     head: Literal["tanh", "residual"] = "tanh"
     """`tanh` is the paper's; `residual` adds a zero-initialised delta to the input, so training starts at the identity."""
+    dead_zone: int = 0
+    """When retouching: pixels that would change by at most this many 8-bit levels in every channel stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class LossConfig:
 
     pixel: Literal["mse", "l1"] = "mse"
     pixel_weight: float = 100.0
+    edit_weight: float = 1.0
+    """How many times a pixel of the edit counts in the pixel loss (1: as any other)."""
     adversarial: Literal["bce", "lsgan", "hinge"] = "bce"
     adversarial_weight: float = 1.0
     perceptual_weight: float = 1.0
@@ -64,11 +68,11 @@ class LossConfig:
 class BlemishConfig:
     """Procedural blemishes for a folder of clean faces. Sizes are pixels of the training crop."""
 
-    per_megapixel: tuple[float, float] = (200.0, 3000.0)
+    per_megapixel: tuple[float, float] = (1500.0, 8000.0)
     """Blemishes per million pixels, drawn log-uniformly for each crop."""
-    radius: tuple[float, float] = (1.0, 14.0)
+    radius: tuple[float, float] = (1.0, 8.0)
     """Log-uniform; large radii are rarer."""
-    strength: tuple[float, float] = (0.05, 0.6)
+    strength: tuple[float, float] = (0.2, 0.9)
     """How far a blemish moves the skin towards its own colour."""
     clean_share: float = 0.1
     """Share of crops left without any blemish, so that the network learns to leave skin alone."""
@@ -84,7 +88,7 @@ class DataConfig:
     crop: int = 256
     """Side of the square training crop, in pixels, even."""
     zoom: tuple[float, float] = (1.0, 1.0)
-    """Random resize factor of a photo before the crop (1 1 = never resized, as needed for genuine pairs)."""
+    """Random resize factor of a photo before the crop; a photo is never made smaller than the crop."""
     flip: bool = True
     blemish: BlemishConfig = field(default_factory=BlemishConfig)
 
@@ -178,6 +182,17 @@ def load(path: str | Path) -> Config:
     return config
 
 
+def choose_data(config: Config, argv: Sequence[str]) -> Config:
+    """Drop the config's form of data where the command line names the other one, so that the command line's replaces it."""
+    named = {arg.split("=")[0] for arg in argv}
+    data = config.data
+    if "--data.root" in named:
+        data = dataclasses.replace(data, source=None, target=None)
+    elif named & {"--data.source", "--data.target"}:
+        data = dataclasses.replace(data, root=None)
+    return dataclasses.replace(config, data=data)
+
+
 def nearest(word: str, known: Sequence[str]) -> str:
     """`; did you mean …?` for the known word closest to this one, or nothing."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
@@ -214,43 +229,55 @@ def resolve(config: Config) -> Config:
     return dataclasses.replace(config, data=data, loss=loss)
 
 
+AT_LEAST_ONE = (
+    "generator.width", "discriminator.width", "train.batch", "train.steps", "train.checkpoint_every", "train.log_every",
+    "train.sample_every", "parallel.input_threads", "parallel.prefetch",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "generator.blocks", "generator.dead_zone", "optim.warmup_steps", "optim.clip_norm", "parallel.devices", "train.seed",
+    "loss.pixel_weight", "loss.adversarial_weight", "loss.perceptual_weight",
+)  # fmt: skip
+RULES: tuple[tuple[Sequence[str], Callable[[Any], bool], str], ...] = (
+    (AT_LEAST_ONE, lambda value: value >= 1, "must be at least 1"),
+    (NOT_NEGATIVE, lambda value: value >= 0, "must not be negative"),
+    (("optim.generator_lr", "optim.discriminator_lr", "loss.edit_weight"), lambda value: value > 0, "must be positive"),
+    (("optim.beta1", "optim.beta2", "optim.ema"), lambda value: 0 <= value < 1, "must be in [0, 1)"),
+    (("optim.decay_share", "data.blemish.clean_share"), lambda value: 0 <= value <= 1, "must be in [0, 1]"),
+    (
+        ("data.zoom", "data.blemish.radius", "data.blemish.strength", "data.blemish.per_megapixel"),
+        lambda value: 0 < value[0] <= value[1],
+        "must be two positive numbers, the smaller first",
+    ),
+    (("data.crop",), lambda value: value >= 32 and value % 16 == 0, "must be a multiple of 16, at least 32"),
+)
+
+
 def validate(config: Config) -> None:
     """Refuse impossible values and combinations, naming the key. Looks at no file."""
     flat = flatten(config)
-
-    def need(ok: bool, key: str, rule: str) -> None:
-        if not ok:
-            raise Refused(f"--{key} {flat[key]}: {rule}")
-
-    for key in ("generator.width", "discriminator.width", "train.batch", "train.steps", "train.checkpoint_every",
-                "train.log_every", "train.sample_every", "parallel.input_threads", "parallel.prefetch"):  # fmt: skip
-        need(flat[key] >= 1, key, "must be at least 1")
-    for key in ("generator.blocks", "optim.warmup_steps", "optim.clip_norm", "parallel.devices", "train.seed",
-                "loss.pixel_weight", "loss.adversarial_weight", "loss.perceptual_weight"):  # fmt: skip
-        need(flat[key] >= 0, key, "must not be negative")
-    for key in ("optim.generator_lr", "optim.discriminator_lr"):
-        need(flat[key] > 0, key, "must be positive")
-    for key in ("optim.beta1", "optim.beta2", "optim.ema"):
-        need(0 <= flat[key] < 1, key, "must be in [0, 1)")
-    for key in ("optim.decay_share", "data.blemish.clean_share"):
-        need(0 <= flat[key] <= 1, key, "must be in [0, 1]")
-    for key in ("data.zoom", "data.blemish.radius", "data.blemish.strength", "data.blemish.per_megapixel"):
-        need(0 < flat[key][0] <= flat[key][1], key, "must be two positive numbers, the smaller first")
-    need(flat["data.crop"] >= 32 and flat["data.crop"] % 16 == 0, "data.crop", "must be a multiple of 16, at least 32")
+    for keys, holds, rule in RULES:
+        for key in keys:
+            if not holds(flat[key]):
+                raise Refused(f"--{key.replace('_', '-')} {flat[key]}: {rule}")
     _validate_combinations(config)
 
 
 def _validate_combinations(config: Config) -> None:
     loss, data = config.loss, config.data
     if loss.pixel_weight + loss.adversarial_weight + loss.perceptual_weight == 0:
-        raise Refused("--loss.pixel-weight, --loss.adversarial-weight and --loss.perceptual-weight are all 0: "
-                      "nothing would be learned; give at least one a positive weight")  # fmt: skip
+        raise Refused(
+            "--loss.pixel-weight, --loss.adversarial-weight and --loss.perceptual-weight are all 0: "
+            "nothing would be learned; give at least one a positive weight"
+        )
     if loss.perceptual_weight > 0 and not loss.perceptual_layers:
-        raise Refused("--loss.perceptual-layers is empty: name at least one VGG layer, such as relu2_2, "
-                      "or set --loss.perceptual-weight 0")  # fmt: skip
+        raise Refused(
+            "--loss.perceptual-layers is empty: name at least one VGG layer, such as relu2_2, or set --loss.perceptual-weight 0"
+        )
     if data.root and (data.source or data.target):
-        raise Refused("--data.root and --data.source/--data.target exclude each other: "
-                      "give clean faces (root) or pairs (source and target)")  # fmt: skip
+        raise Refused(
+            "--data.root and --data.source/--data.target exclude each other: "
+            "give clean faces (root) or pairs (source and target)"
+        )
     if bool(data.source) != bool(data.target):
         missing = "target" if data.source else "source"
         raise Refused(f"--data.{missing} is missing: pairs need both --data.source and --data.target")
@@ -277,8 +304,10 @@ def refuse_other_run(config: Config, path: Path) -> None:
         and not key.startswith(MAY_CHANGE_ON_RESUME)
     ]
     if changed:
-        raise Refused(f"--workdir {path.parent} holds a run of another config: {', '.join(changed)}; "
-                      "choose another --workdir, or give the values it was started with")  # fmt: skip
+        raise Refused(
+            f"--workdir {path.parent} holds a run of another config: {', '.join(changed)}; "
+            "choose another --workdir, or give the values it was started with"
+        )
 
 
 def _flatten_dict(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -53,8 +53,9 @@ def wrap_step(step: Callable, mesh: Mesh, mode: str) -> Callable:
     replicated parameters arrive already summed and would be counted once per device.
     """
     if mode == "pmap":
-        return jax.pmap(step, AXIS, in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=(0,),
-                        devices=list(mesh.devices.flat))  # fmt: skip
+        return jax.pmap(
+            step, AXIS, in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=(0,), devices=list(mesh.devices.flat)
+        )
     body = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=(P(), P()), check_vma=False)
     return jax.jit(body, donate_argnums=(0,))
 

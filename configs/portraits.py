@@ -1,6 +1,8 @@
 """A retoucher from a folder of clean portraits, in half an hour on a laptop's CPU: all three losses, synthetic blemishes.
 
-    autoretouch train configs/portraits.py --data.root FOLDER_OF_FACES --workdir runs/portraits
+    autoretouch train configs/portraits.py --data.root FACES --workdir runs/portraits
+
+It takes before/after pairs too: `--data.source BEFORE --data.target AFTER`. The recipe is ours: see the README.
 """
 
 from autoretouch_jax.config import (
@@ -20,11 +22,13 @@ config = Config(
         pixel="l1",
         pixel_weight=100.0,
         adversarial="lsgan",
-        adversarial_weight=0.1,
-        perceptual_weight=10.0,
+        adversarial_weight=0.5,
+        perceptual_weight=5.0,
         perceptual_layers=("relu1_2", "relu2_2"),
     ),
-    data=DataConfig(crop=96, zoom=(0.35, 1.0)),
-    optim=OptimConfig(generator_lr=1e-3, discriminator_lr=2e-4, warmup_steps=100, decay_share=0.4, clip_norm=1.0),
-    train=TrainConfig(steps=3000, batch=16, checkpoint_every=500, log_every=25, sample_every=500),
+    data=DataConfig(crop=64, zoom=(0.35, 1.0)),
+    optim=OptimConfig(
+        generator_lr=2e-3, discriminator_lr=2e-4, beta1=0.9, warmup_steps=100, decay_share=0.4, clip_norm=5.0, ema=0.998
+    ),
+    train=TrainConfig(steps=6000, batch=8, checkpoint_every=500, log_every=50, sample_every=1000),
 )

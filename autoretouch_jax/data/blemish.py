@@ -68,7 +68,7 @@ def _radius(rng: np.random.Generator, config: BlemishConfig, power: float = 1.5)
 
 
 def _colour(rng: np.random.Generator, kind: str | None = None) -> np.ndarray:
-    if kind is None and rng.random() < 0.08:  # now and then any colour at all: ink, make-up, a stain
+    if kind is None and rng.random() < 0.04:  # now and then any colour at all: ink, make-up, a stain
         return rng.uniform(0.2, 1.6, 3).astype(np.float32)
     kind = kind or str(rng.choice(list(PALETTE), p=[0.36, 0.24, 0.12, 0.1, 0.18]))
     low, high = np.array(PALETTE[kind], np.float32)

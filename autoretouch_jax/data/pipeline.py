@@ -37,7 +37,7 @@ class Augment(grain.transforms.RandomMap):
         """Top, left and side of the crop, in the image's pixels; on skin, if tries find any, for synthetic pairs."""
         height, width = image.shape[:2]
         low, high = np.log(self.config.zoom)
-        side = int(round(self.config.crop / np.exp(rng.uniform(low, high))))
+        side = round(self.config.crop / float(np.exp(rng.uniform(low, high))))
         side = min(side, height, width)
         for _ in range(SKIN_TRIES if synthetic else 1):
             top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))

@@ -71,11 +71,10 @@ def open_source(config: DataConfig) -> FaceSource | PairSource:
         assert config.target
         source = PairSource(Path(config.source), Path(config.target))
     path, width, height = source.smallest
-    needed = int(np.ceil(config.crop / config.zoom[0]))
-    if needed > min(width, height):
-        raise Refused(f"--data.crop {config.crop} needs images of at least {needed} pixels a side "
-                      f"(--data.zoom goes down to {config.zoom[0]:g}), but {path} is {width}×{height}; "
-                      "choose a smaller crop, a larger zoom, or larger images")  # fmt: skip
+    if config.crop > min(width, height):
+        raise Refused(
+            f"--data.crop {config.crop} is larger than {path} ({width}×{height}); choose a smaller crop, or leave it out"
+        )
     return source
 
 

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from autoretouch_jax.config import GeneratorConfig
 
 LEAK = 0.2  # LeakyReLU's slope in the reference implementation
-BATCH_NORM_EPSILON = 1e-3  # Keras' defaults, which the reference implementation trains with
-BATCH_NORM_MOMENTUM = 0.99
+BATCH_NORM_EPSILON = 1e-3  # Keras' default
+BATCH_NORM_MOMENTUM = 0.8  # the reference implementation's; found again in its moving averages
+CONTRAST_GAIN = 4.0  # ours: brings the stem's response to skin texture to about unit scale
 
 
 def leaky(x: jax.Array) -> jax.Array:
@@ -32,8 +33,21 @@ def batch_norm(train: bool, name: str | None = None) -> nn.BatchNorm:
     )
 
 
+def contrast_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """LeCun's initialisation with each kernel's mean taken out, times `CONTRAST_GAIN`.
+
+    Without norm layers the stem would otherwise pass on mostly the local brightness, and hardly a blemish's faint contrast.
+    """
+    kernel = nn.initializers.lecun_normal()(key, shape, dtype)
+    return CONTRAST_GAIN * (kernel - kernel.mean((0, 1), keepdims=True))
+
+
 class ResidualBlock(nn.Module):
-    """`x + act(norm(conv(act(norm(conv(x))))))`: `[N, h, w, C]` → the same."""
+    """`x + act(norm(conv(act(norm(conv(x))))))`: `[N, h, w, C]` → the same.
+
+    Without norm the second convolution starts at zero, so that fifteen blocks do not multiply the signal's scale
+    (Fixup, Zhang et al. 2019).
+    """
 
     channels: int
     norm: str
@@ -42,8 +56,10 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         y = x
-        for _ in range(2):
-            y = nn.Conv(self.channels, (3, 3), dtype=self.dtype)(y)
+        default = nn.initializers.lecun_normal()
+        last = default if self.norm == "batch" else nn.initializers.zeros
+        for init in (default, last):
+            y = nn.Conv(self.channels, (3, 3), dtype=self.dtype, kernel_init=init)(y)
             if self.norm == "batch":
                 y = batch_norm(train)(y).astype(self.dtype)
             y = leaky(y)
@@ -63,7 +79,8 @@ class AutoRetouchGenerator(nn.Module):
     @nn.compact
     def __call__(self, source: jax.Array, train: bool = False) -> jax.Array:
         width, dtype = self.config.width, self.dtype
-        stem = leaky(nn.Conv(width, (7, 7), dtype=dtype, name="stem")(source.astype(dtype)))
+        init = nn.initializers.lecun_normal() if self.config.norm == "batch" else contrast_init
+        stem = leaky(nn.Conv(width, (7, 7), dtype=dtype, name="stem", kernel_init=init)(source.astype(dtype)))
         x = nn.Conv(2 * width, (3, 3), (2, 2), dtype=dtype, name="down")(stem)
         for i in range(self.config.blocks):
             x = ResidualBlock(2 * width, self.config.norm, dtype, name=f"block{i}")(x, train)

@@ -47,7 +47,8 @@ def save_model(folder: Path, config: GeneratorConfig, params: Any, stats: Any, s
         "generator": dataclasses.asdict(config),
         "weights": "model.safetensors",
         "input": "NHWC float32 RGB, uint8 / 127.5 - 1",
-        "output": "the same; clip to [-1, 1], (x + 1) * 127.5, round to uint8",
+        "output": "the same; clip to [-1, 1], (x + 1) * 127.5, round to uint8; then keep the input's pixel where no channel "
+        "changed by more than generator.dead_zone",
     }
     (folder / "model.json.part").write_text(json.dumps(description, indent=2) + "\n")
     os.replace(folder / "model.json.part", folder / "model.json")
@@ -59,13 +60,17 @@ def load_model(folder: str | Path) -> Model:
     home = folder / "model" if (folder / "model" / "model.json").is_file() else folder
     path = home / "model.json"
     if not path.is_file():
-        raise Refused(f"{folder}: no model here (no model.json, nor model/model.json); "
-                      "give the --workdir of a run that has reached a checkpoint, or its model/ folder")  # fmt: skip
+        raise Refused(
+            f"{folder}: no model here (no model.json, nor model/model.json); "
+            "give the --workdir of a run that has reached a checkpoint, or its model/ folder"
+        )
     try:
         description = json.loads(path.read_text())
         if description["format"] != FORMAT or description["network"] != "autoretouch":
-            raise Refused(f"{path}: format {description['format']}, network {description['network']}; this version "
-                          f"reads format {FORMAT}, network autoretouch")  # fmt: skip
+            raise Refused(
+                f"{path}: format {description['format']}, network {description['network']}; this version "
+                f"reads format {FORMAT}, network autoretouch"
+            )
         config = GeneratorConfig(**description["generator"])
         flat = load_file(home / description["weights"])
     except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
@@ -113,9 +118,15 @@ def retouch_array(model: Model, image: np.ndarray, strength: float = 1.0, tile: 
             result = np.asarray(_apply(model.config, model.variables, window[None]))[0, halo:-halo, halo:-halo]
             place = np.s_[top : min(top + core, height), left : min(left + core, width)]
             patch = result[: place[0].stop - top, : place[1].stop - left]
-            source = image[place].astype(np.float32) / 127.5 - 1.0
-            out[place] = to_uint8(source + strength * (np.clip(patch, -1, 1) - source))
-    return out
+            out[place] = to_uint8(patch)
+    return _finish(image, out, model.config.dead_zone, strength)
+
+
+def _finish(image: np.ndarray, output: np.ndarray, dead_zone: int, strength: float) -> np.ndarray:
+    """Leave alone what changes by no more than the dead zone; blend by strength. All on 8-bit levels."""
+    delta = output.astype(np.int16) - image
+    delta *= (np.abs(delta).max(-1, keepdims=True) > dead_zone).astype(np.int16)
+    return (image + np.rint(strength * delta.astype(np.float32))).astype(np.uint8)
 
 
 def _mirror(image: np.ndarray, before: int, bottom: int, right: int) -> np.ndarray:

@@ -60,8 +60,9 @@ class _StateDictUnpickler(pickle.Unpickler):
             return lambda tensor, *_unused: tensor
         if module in ("torch", "torch.storage") and name in STORAGE_TYPES:
             return STORAGE_TYPES[name]
-        raise ValueError(f"it refers to {module}.{name}, which is no part of a state dict; "
-                         "save `model.state_dict()` instead of the model")  # fmt: skip
+        raise ValueError(
+            f"it refers to {module}.{name}, which is no part of a state dict; save `model.state_dict()` instead of the model"
+        )
 
     def persistent_load(self, reference: Any) -> _Storage:
         kind, dtype, key = reference[:3]

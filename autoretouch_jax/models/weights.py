@@ -89,7 +89,9 @@ def _read_h5(path: Path) -> dict[str, np.ndarray]:
     try:
         import h5py
     except ImportError as error:
-        raise Refused(f"weights {path}: reading .h5 needs h5py; install the extra: pip install 'autoretouch-jax[keras]'") from error
+        raise Refused(
+            f"weights {path}: reading .h5 needs h5py; install the extra: pip install 'autoretouch-jax[keras]'"
+        ) from error
     arrays: dict[str, np.ndarray] = {}
 
     def visit(name: str, item: Any) -> None:
@@ -114,14 +116,21 @@ def vgg_params(arrays: Mapping[str, np.ndarray], network: str, layers: Sequence[
         block, number = name[4], name[6]
         if number == "1" and block != "1":
             index += 1
-        keys = (f"features.{index}.weight", f"features.{index}.bias") if kind == "torchvision" else (
-            f"block{block}_conv{number}/kernel", f"block{block}_conv{number}/bias")  # fmt: skip
+        keys = (
+            (f"features.{index}.weight", f"features.{index}.bias")
+            if kind == "torchvision"
+            else (f"block{block}_conv{number}/kernel", f"block{block}_conv{number}/bias")
+        )
         if missing := [key for key in keys if key not in arrays]:
-            raise Refused(f"VGG weights lack {missing[0]}, needed for {name}; choose shallower --loss.perceptual-layers "
-                          "or a complete file")  # fmt: skip
+            raise Refused(
+                f"VGG weights lack {missing[0]}, needed for {name}; choose shallower --loss.perceptual-layers "
+                "or a complete file"
+            )
         kernel, bias = (np.asarray(arrays[key], np.float32) for key in keys)
-        params[f"conv{block}_{number}"] = {"kernel": kernel.transpose(2, 3, 1, 0) if kind == "torchvision" else kernel,
-                                           "bias": bias}  # fmt: skip
+        params[f"conv{block}_{number}"] = {
+            "kernel": kernel.transpose(2, 3, 1, 0) if kind == "torchvision" else kernel,
+            "bias": bias,
+        }
         index += 2
     return params, kind
 
@@ -151,3 +160,43 @@ def _random_like(shapes: Any) -> dict:
     rng = np.random.default_rng(0)  # He initialisation: features keep their scale through the depth
     fill = lambda s: rng.normal(0, np.sqrt(2 / np.prod(s.shape[:-1])), s.shape) if len(s.shape) > 1 else np.zeros(s.shape)  # noqa: E731
     return jax.tree.map(lambda s: fill(s).astype(np.float32), shapes)
+
+
+def seed_keras_variables(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The seed's Keras generator or discriminator (`conv2d_3/kernel`, `batch_normalization/gamma`, …) → Flax variables.
+
+    Keras numbers its layers in the order they were made: convolutions and norms are matched to ours in that order. Which of
+    the two networks it is follows from the first kernel: 7×7 for the generator, 4×4 for the discriminator.
+    """
+    convolutions, norms = (_keras_layers(arrays, prefix) for prefix in ("conv2d", "batch_normalization"))
+    params: dict[str, Any] = {}
+    stats: dict[str, Any] = {}
+    is_generator = convolutions[0]["kernel"].shape[0] == 7
+    if is_generator:
+        blocks = len(norms) // 2
+        homes = [("stem",), ("down",), *((f"block{i}", f"Conv_{j}") for i in range(blocks) for j in (0, 1)), ("up",), ("head",)]
+        norm_homes = [(f"block{i}", f"BatchNorm_{j}") for i in range(blocks) for j in (0, 1)]
+    else:
+        homes = [*((f"conv{i}",) for i in range(len(convolutions) - 1)), ("logits",)]
+        norm_homes = [(f"norm{i + 1}",) for i in range(len(norms))]
+    for home, layer in zip(homes, convolutions, strict=True):
+        _place(params, home, {"kernel": layer["kernel"], "bias": layer["bias"]})
+    for home, layer in zip(norm_homes, norms, strict=True):
+        _place(params, home, {"scale": layer["gamma"], "bias": layer["beta"]})
+        _place(stats, home, {"mean": layer["moving_mean"], "var": layer["moving_variance"]})
+    return {"params": params, "batch_stats": stats}
+
+
+def _keras_layers(arrays: Mapping[str, np.ndarray], prefix: str) -> list[dict[str, np.ndarray]]:
+    layers: dict[int, dict[str, np.ndarray]] = {}
+    for name, value in arrays.items():
+        layer, leaf = name.split("/")
+        if layer == prefix or layer.startswith(prefix + "_"):
+            layers.setdefault(int(layer[len(prefix) + 1 :] or 0), {})[leaf] = value
+    return [layers[number] for number in sorted(layers)]
+
+
+def _place(tree: dict[str, Any], home: tuple[str, ...], leaves: dict[str, Any]) -> None:
+    for name in home[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[home[-1]] = leaves

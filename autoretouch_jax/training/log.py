@@ -1,13 +1,8 @@
-"""`metrics.jsonl` and the sample pictures of a run."""
+"""`metrics.jsonl`: what a run measured, a line per logged step."""
 
 import json
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from PIL import Image
-
-AMPLIFY = 8  # the difference panel: 128 + 8 · (output − source)
 
 
 class MetricsLog:
@@ -32,12 +27,3 @@ def _step(line: str) -> float:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):  # the last line of a killed run may be cut
         return float("inf")
-
-
-def save_samples(path: Path, source: np.ndarray, output: np.ndarray, target: np.ndarray) -> None:
-    """A picture with a row per example: source, output, target, amplified difference. uint8 `[N, H, W, 3]` each."""
-    change = np.clip(128 + AMPLIFY * (output.astype(np.int16) - source), 0, 255).astype(np.uint8)
-    rows = np.concatenate([source, output, target, change], axis=2)
-    part = path.with_suffix(".part")
-    Image.fromarray(rows.reshape(-1, *rows.shape[2:])).save(part, format="PNG")
-    part.replace(path)

@@ -20,9 +20,10 @@ from autoretouch_jax.config import Config
 from autoretouch_jax.data import pipeline
 from autoretouch_jax.data.sources import open_source
 from autoretouch_jax.errors import BadInput
+from autoretouch_jax.evaluation import report
 from autoretouch_jax.models.bundle import Model, retouch_array, save_model
 from autoretouch_jax.training.checkpoint import Checkpoints
-from autoretouch_jax.training.log import MetricsLog, save_samples
+from autoretouch_jax.training.log import MetricsLog
 from autoretouch_jax.training.state import State, count, init_state, make_networks
 from autoretouch_jax.training.step import train_step
 
@@ -134,22 +135,34 @@ def _train(trainer: Trainer, workdir: Path, checkpoints: Checkpoints, stop: Stop
                 return EXIT_FAILED
             waited += time.perf_counter() - before
             state, metrics = trainer.step(state, batch, trainer.frozen)
+            if window:  # one step ahead of the devices and no further, so that the bar and a stop request are prompt
+                jax.block_until_ready(window[-1])
             step += 1
             bar.update(1)
 
             if step % config.train.log_every == 0 or step == steps:
-                # Everything but the newest step has been computed by now or soon will be: the device is never idle.
+                # The newest step is still being computed and is read next time.
                 means = _means(window or [metrics])
                 window, now = [], time.perf_counter()
                 speed = (step - since_step) * config.train.batch / (now - since)
-                log.write({"step": step, "images": step * config.train.batch, **means, "images_per_s": round(speed, 3),
-                           "input_wait_share": round(waited / (now - since), 4),
-                           "seconds": round(seconds + now - started, 3)})  # fmt: skip
+                log.write(
+                    {
+                        "step": step,
+                        "images": step * config.train.batch,
+                        **means,
+                        "images_per_s": round(speed, 3),
+                        "input_wait_share": round(waited / (now - since), 4),
+                        "seconds": round(seconds + now - started, 3),
+                    }
+                )
                 bar.set_postfix_str(f"{speed:.1f} images/s", refresh=False)
                 since, since_step, waited = now, step, 0.0
                 if bad := [name for name, value in means.items() if not math.isfinite(value)]:
-                    print(f"stopped at step {step}: {bad[0]} is not finite; the last checkpoint is from before. Lower "
-                          "--optim.generator-lr, or set --optim.clip-norm 1", file=sys.stderr)  # fmt: skip
+                    print(
+                        f"stopped at step {step}: {bad[0]} is not finite; the last checkpoint is from before. Lower "
+                        "--optim.generator-lr, or set --optim.clip-norm 1",
+                        file=sys.stderr,
+                    )
                     return EXIT_FAILED
             window.append(metrics)
             if step % config.train.sample_every == 0 or step == steps:
@@ -176,9 +189,12 @@ def _announce(trainer: Trainer, state: State, first: int) -> None:
     if state.discriminator is not None:
         parts.append(f"discriminator {count(state.discriminator.params):,}")
     device = trainer.mesh.devices.flat[0]
-    print(f"{', '.join(parts)}; batch {config.train.batch} on {trainer.mesh.size} {device.platform} device(s) "
-          f"({config.parallel.mode}, {config.train.precision}); {len(trainer.source)} images, crop {config.data.crop}; "
-          f"steps {first} → {config.train.steps}", flush=True)  # fmt: skip
+    print(
+        f"{', '.join(parts)}; batch {config.train.batch} on {trainer.mesh.size} {device.platform} device(s) "
+        f"({config.parallel.mode}, {config.train.precision}); {len(trainer.source)} images, crop {config.data.crop}; "
+        f"steps {first} → {config.train.steps}",
+        flush=True,
+    )
 
 
 def _sample_examples(trainer: Trainer) -> dict[str, np.ndarray]:
@@ -199,7 +215,8 @@ def _ema_model(trainer: Trainer, state: State) -> Model:
 def _sample(trainer: Trainer, state: State, path: Path, examples: dict[str, np.ndarray]) -> None:
     model = _ema_model(trainer, state)
     output = np.stack([retouch_array(model, image) for image in examples["source"]])
-    save_samples(path, examples["source"], output, examples["target"])
+    rows = report.comparison(examples["source"], output, examples["target"])
+    report.save_picture(path, rows.reshape(-1, *rows.shape[2:]))
 
 
 def _publish(trainer: Trainer, workdir: Path, state: State) -> None:

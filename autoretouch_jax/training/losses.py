@@ -7,10 +7,18 @@ import optax
 Features = dict[str, jax.Array]
 
 
-def pixel(kind: str, fake: jax.Array, target: jax.Array) -> jax.Array:
-    """`mse` (the paper's) or `l1` (pix2pix', Isola et al. 2017, equation 3)."""
+def pixel(kind: str, fake: jax.Array, target: jax.Array, source: jax.Array, edit_weight: float) -> jax.Array:
+    """`mse` (the paper's) or `l1` (pix2pix', Isola et al. 2017, equation 3), with the edit counted `edit_weight` times.
+
+    The edit is where source and target differ. A retoucher touches so little that with an unweighted L1 loss changing nothing
+    is a minimum that training does not leave.
+    """
     error = fake - target
-    return jnp.mean(jnp.square(error) if kind == "mse" else jnp.abs(error))
+    error = jnp.square(error) if kind == "mse" else jnp.abs(error)
+    if edit_weight == 1:
+        return jnp.mean(error)
+    edit = jnp.any(source != target, axis=-1, keepdims=True)
+    return jnp.mean(jnp.where(edit, edit_weight, 1.0) * error)
 
 
 def perceptual(fake: Features, target: Features) -> jax.Array:

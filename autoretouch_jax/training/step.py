@@ -70,8 +70,10 @@ def _update_discriminator(learner: Learner, source, target, fake, factor, networ
         real_logits, stats = judge(target, learner.stats)
         fake_logits, stats = judge(jax.lax.stop_gradient(fake), stats)
         value = losses.discriminator(config.loss.adversarial, real_logits, fake_logits)
-        return value, (stats, {"loss/discriminator": value, "logits/real": real_logits.mean(),
-                               "logits/fake": fake_logits.mean()})  # fmt: skip
+        return value, (
+            stats,
+            {"loss/discriminator": value, "logits/real": real_logits.mean(), "logits/fake": fake_logits.mean()},
+        )
 
     gradients, (stats, metrics) = jax.grad(loss, has_aux=True)(learner.params)
     gradients, stats = parallel.mean((gradients, stats))
@@ -82,7 +84,7 @@ def _generator_cotangents(fake, source, target, discriminator: Learner | None, f
     """Per loss term: its weighted gradient at the fake, and its unweighted value."""
     weights, functions = config.loss, {}
     if weights.pixel_weight > 0:
-        functions["pixel"] = weights.pixel_weight, lambda x: losses.pixel(weights.pixel, x, target)
+        functions["pixel"] = weights.pixel_weight, lambda x: losses.pixel(weights.pixel, x, target, source, weights.edit_weight)
     if discriminator is not None:
         variables = {"params": discriminator.params, "batch_stats": discriminator.stats}
 
@@ -93,8 +95,10 @@ def _generator_cotangents(fake, source, target, discriminator: Learner | None, f
         functions["adversarial"] = weights.adversarial_weight, adversarial
     if networks.vgg is not None:
         reference = networks.vgg.apply({"params": frozen}, target)
-        functions["perceptual"] = weights.perceptual_weight, lambda x: losses.perceptual(
-            networks.vgg.apply({"params": frozen}, x), reference)  # fmt: skip
+        functions["perceptual"] = (
+            weights.perceptual_weight,
+            lambda x: losses.perceptual(networks.vgg.apply({"params": frozen}, x), reference),
+        )
     terms, cotangents = {}, {}
     for name, (weight, function) in functions.items():
         terms[name], gradient = jax.value_and_grad(function)(fake)

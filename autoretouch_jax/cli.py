@@ -1,0 +1,167 @@
+"""The `autoretouch` command: one short function per verb. A verb's module is imported when the verb is called.
+
+Exit status: 0 done; 1 some items failed, the rest is written; 2 refused before anything was started; 75 stopped early with a
+checkpoint, requeue; 130 interrupted from the keyboard, checkpoint written.
+"""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from tyro.conf import Positional
+
+from autoretouch_jax import __version__
+from autoretouch_jax import config as configs
+from autoretouch_jax.errors import BadInput, Refused
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a retoucher. The same command again resumes.
+
+    Clean faces, blemishes made on the fly:  autoretouch train configs/portraits.py --data.root FACES --workdir runs/a
+    Before/after pairs:  autoretouch train configs/autoretouch.py --data.source BEFORE --data.target AFTER --workdir runs/b
+    """
+
+    config: Positional[Path]
+    """A Python file that defines `config`; name it to see its values in this help."""
+    workdir: Path
+    """Where config.json, metrics.jsonl, checkpoints/, samples/ and model/ go."""
+    run: Annotated[configs.Config, tyro.conf.arg(name="")] = field(default_factory=configs.Config)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a model on pairs, beside doing nothing (the identity row)."""
+
+    model: Positional[Path]
+    """A run, or its model/ folder."""
+    source: Path
+    """Folder of images before retouching."""
+    target: Path
+    """Folder of images after retouching, paired by name."""
+    json: Path | None = None
+    """Also write every number to this file."""
+    pictures: Path | None = None
+    """Also write source, output, target and amplified difference of each pair to this folder."""
+
+
+@dataclass(frozen=True)
+class Retouch:
+    """Retouch photographs of any size. Colour profile, EXIF and format are kept."""
+
+    model: Positional[Path]
+    """A run, or its model/ folder."""
+    photos: Positional[tuple[Path, ...]]
+    """Photos, or folders of photos."""
+    out: Path
+    """Folder for the results, each under its photo's name."""
+    strength: float = 1.0
+    """0 leaves the photo as it is, 1 applies all of the model's retouch."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Watch a small model learn to remove blemishes: no data set, no network, no weights needed."""
+
+    minutes: float = 3.0
+    """Training time; making data and evaluating come on top."""
+    workdir: Path = Path("runs/demo")
+    """An ordinary run: evaluate, retouch and train take it."""
+
+
+def _train(argv: Sequence[str]) -> int:
+    named = next((arg for arg in argv if arg.endswith(".py")), None)
+    default = configs.load(named) if named else configs.Config()
+    arguments = parse("train", Train, argv, Train(Path("CONFIG.py"), tyro.MISSING, configs.choose_data(default, argv)))
+    if named is None:
+        raise Refused("CONFIG is missing: name a Python file such as configs/portraits.py")
+    from autoretouch_jax.training import loop
+
+    return loop.run(arguments.run, arguments.workdir)
+
+
+def _evaluate(argv: Sequence[str]) -> int:
+    arguments = parse("evaluate", Evaluate, argv)
+    from autoretouch_jax.evaluation import evaluate
+
+    return evaluate.run(arguments.model, arguments.source, arguments.target, arguments.json, arguments.pictures)
+
+
+def _retouch(argv: Sequence[str]) -> int:
+    arguments = parse("retouch", Retouch, argv)
+    from autoretouch_jax.inference import retoucher
+
+    return retoucher.run(arguments.model, arguments.photos, arguments.out, arguments.strength)
+
+
+def _demo(argv: Sequence[str]) -> int:
+    arguments = parse("demo", Demo, argv)
+    from autoretouch_jax import demo
+
+    return demo.run(arguments.minutes, arguments.workdir)
+
+
+VERBS: dict[str, tuple[Callable[[Sequence[str]], int], type]] = {
+    "demo": (_demo, Demo),
+    "train": (_train, Train),
+    "evaluate": (_evaluate, Evaluate),
+    "retouch": (_retouch, Retouch),
+}
+
+
+def parse(verb: str, arguments: type[T], argv: Sequence[str], default: Any = tyro.MISSING_NONPROP) -> T:
+    """Typed arguments of a verb; raises Refused, in one line and with the nearest known key, when they do not parse."""
+    heard = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(heard):
+            return tyro.cli(
+                arguments, prog=f"autoretouch {verb}", args=list(argv), default=default, config=(tyro.conf.FlagConversionOff,)
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    text = " ".join(re.sub(r"[╭╮╰╯│─]+", " ", heard.getvalue()).split()).split(" For full helptext")[0]
+    raise Refused(f"{text}; see autoretouch {verb} --help")
+
+
+def usage() -> str:
+    """What `autoretouch --help` prints."""
+    lines = ["usage: autoretouch VERB …", "", "Train face retouching on your own pairs, measure it, use it.", ""]
+    lines += [f"  {name:10}{(kind.__doc__ or '').splitlines()[0]}" for name, (_, kind) in VERBS.items()]
+    return "\n".join([*lines, "", "autoretouch VERB --help explains a verb; autoretouch --version prints the version."])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb and return its exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        if argv[0] not in VERBS:
+            raise Refused(f"no such verb; the verbs are {', '.join(VERBS)}{configs.nearest(argv[0], list(VERBS))}")
+        return VERBS[argv[0]][0](argv[1:])
+    except Refused as error:
+        print(f"autoretouch {argv[0]}: {error}", file=sys.stderr)
+        return 2
+    except BadInput as error:
+        print(f"autoretouch {argv[0]}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""Full-reference metrics on what a user would see: uint8 RGB `[H, W, 3]` at full resolution. PSNR is in dB.
+
+The *edit* is where source and target differ in any channel by at least 1/255. A metric that is not defined for an image
+(identical images have no PSNR, an untouched pair no edit) is None.
+"""
+
+import math
+
+import numpy as np
+from skimage.metrics import structural_similarity
+
+SSIM_WINDOW = 11  # Wang et al. 2004: Gaussian of sigma 1.5, 11 pixels wide
+
+Values = dict[str, float | None]
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Peak signal-to-noise ratio over all pixels and channels; None when identical or empty."""
+    if a.size == 0:
+        return None
+    error = np.mean(np.square(a.astype(np.float64) - b.astype(np.float64)))
+    return None if error == 0 else 10 * math.log10(255.0**2 / error)
+
+
+def ssim(a: np.ndarray, b: np.ndarray) -> float | None:
+    """SSIM with the Gaussian window, mean over channels; None for images smaller than the window."""
+    if min(a.shape[:2]) < SSIM_WINDOW:
+        return None
+    return float(
+        structural_similarity(
+            a, b, channel_axis=2, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+    )
+
+
+def edit_mask(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """`bool[H, W]`: where the retoucher changed something."""
+    return (source != target).any(-1)
+
+
+def compare(source: np.ndarray, target: np.ndarray, output: np.ndarray) -> Values:
+    """How close `output` comes to `target`: what every row of the table has, the identity's (output = source) too."""
+    edit = edit_mask(source, target)
+    return {
+        "psnr_rgb_u8": psnr(output, target),
+        "ssim_rgb_u8_gauss11": ssim(output, target),
+        "edit_psnr": psnr(output[edit], target[edit]),
+    }
+
+
+def compare_edit(source: np.ndarray, target: np.ndarray, output: np.ndarray) -> Values:
+    """What a model did: `edit_recovered` (0: nothing, 1: all of the edit) and `outside_error` (in 1/255)."""
+    edit = edit_mask(source, target)
+    source, target, output = (image.astype(np.int64) for image in (source, target, output))
+    recovered = outside = None
+    if edit.any():
+        recovered = 1 - float(np.abs(output - target)[edit].sum() / np.abs(source - target)[edit].sum())
+    if not edit.all():
+        outside = float(np.abs(output - source)[~edit].mean())
+    return {"edit_recovered": recovered, "outside_error": outside}
+
+
+def mean(rows: list[Values]) -> dict[str, object]:
+    """Plain mean per metric over the images where it is defined, and, under `undefined`, how many were left out."""
+    names = list(rows[0])
+    defined = {name: [row[name] for row in rows if row[name] is not None] for name in names}
+    means: dict[str, object] = {name: float(np.mean(values)) if values else None for name, values in defined.items()}
+    return means | {"undefined": {name: len(rows) - len(values) for name, values in defined.items()}}

@@ -1,0 +1,46 @@
+"""Numbers as a table, images as a picture."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+AMPLIFY = 8  # the difference panel: 128 + 8 · (output − source)
+COLUMNS = {
+    "psnr_rgb_u8": ("PSNR dB", "{:.2f}"),
+    "ssim_rgb_u8_gauss11": ("SSIM", "{:.4f}"),
+    "edit_psnr": ("edit PSNR dB", "{:.2f}"),
+    "edit_recovered": ("edit recovered", "{:.3f}"),
+    "outside_error": ("outside error /255", "{:.3f}"),
+}
+DO_NOTHING = {"edit_recovered": 0.0, "outside_error": 0.0}  # by definition
+
+
+def table(result: dict[str, Any]) -> str:
+    """The identity's row and the model's, as text."""
+    rows = [["", *(title for title, _ in COLUMNS.values())]]
+    for name in ("identity", "model"):
+        values = (DO_NOTHING if name == "identity" else {}) | result[name]
+        cells = [form.format(values[key]) if values[key] is not None else "–" for key, (_, form) in COLUMNS.items()]
+        rows.append([name, *cells])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines.append(f"means over {result['n']} image(s); identity is doing nothing")
+    left_out = {name: count for name, count in result["model"]["undefined"].items() if count}
+    if left_out:
+        lines.append("left out where undefined: " + ", ".join(f"{name} {count}" for name, count in left_out.items()))
+    return "\n".join(lines)
+
+
+def comparison(source: np.ndarray, output: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Side by side: source, output, target, amplified difference. uint8 `[…, H, W, 3]` → `[…, H, 4W, 3]`."""
+    change = np.clip(128 + AMPLIFY * (output.astype(np.int16) - source), 0, 255).astype(np.uint8)
+    return np.concatenate([source, output, target, change], axis=-2)
+
+
+def save_picture(path: Path, image: np.ndarray) -> None:
+    """Write a PNG that appears whole or not at all."""
+    part = path.with_suffix(path.suffix + ".part")
+    Image.fromarray(image).save(part, format="PNG")
+    part.replace(path)

@@ -1,0 +1,55 @@
+"""`autoretouch retouch`: a model on photographs."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from autoretouch_jax.data.images import list_images
+from autoretouch_jax.errors import BadInput, Refused
+from autoretouch_jax.inference.photo import read_photo, write_photo
+from autoretouch_jax.models.bundle import load_model, retouch_array
+
+
+def run(model: Path, photos: Sequence[Path], out: Path, strength: float) -> int:
+    """Retouch every photo into `out` under its own name. Returns 0, or 1 when some could not be done (each is named)."""
+    if not 0 <= strength <= 1:
+        raise Refused(f"--strength {strength}: must be between 0 (the photo as it is) and 1 (all of the model's retouch)")
+    jobs = _plan(photos, out)
+    loaded = load_model(model)
+    out.mkdir(parents=True, exist_ok=True)
+    faults = []
+    for path, destination in tqdm(jobs, desc="retouching", unit="photo", dynamic_ncols=True, disable=None):
+        try:
+            photo = read_photo(path)
+            write_photo(destination, photo, retouch_array(loaded, photo.pixels, strength))
+        except (BadInput, OSError) as error:
+            faults.append(str(error))
+    for fault in faults:
+        print(f"left out: {fault}", file=sys.stderr)
+    print(f"{len(jobs) - len(faults)} of {len(jobs)} photo(s) written to {out}")
+    return 1 if faults else 0
+
+
+def _plan(photos: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
+    """Which file is written where. Folders stand for the images in them. Refuses to overwrite what it reads."""
+    paths: list[Path] = []
+    for photo in photos:
+        if photo.is_dir():
+            paths += list_images(photo)
+        elif photo.is_file():
+            paths.append(photo)
+        else:
+            raise Refused(f"photo {photo}: no such file")
+    if not paths:
+        raise Refused("no photos: the folders given hold no images")
+    destinations: dict[Path, Path] = {}
+    for path in paths:
+        destination = out / path.name
+        if destination in destinations:
+            raise Refused(f"{destinations[destination]} and {path} have the same name; retouch them into different folders")
+        if destination.resolve() == path.resolve():
+            raise Refused(f"--out {out}: {path} would overwrite itself; choose another folder")
+        destinations[destination] = path
+    return [(path, destination) for destination, path in destinations.items()]

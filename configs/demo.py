@@ -1,0 +1,32 @@
+"""What `autoretouch demo` trains: a small AutoRetouch generator, adversarial and pixel loss, on drawn faces.
+
+No VGG: the demo needs no download.
+"""
+
+from autoretouch_jax.config import (
+    Config,
+    DataConfig,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    LossConfig,
+    OptimConfig,
+    TrainConfig,
+)
+
+config = Config(
+    generator=GeneratorConfig(width=16, blocks=6, norm="none", head="residual"),
+    discriminator=DiscriminatorConfig(width=8, norm="none"),
+    loss=LossConfig(
+        pixel="l1",
+        pixel_weight=100.0,
+        edit_weight=3.0,
+        adversarial="lsgan",
+        adversarial_weight=0.5,
+        perceptual_weight=0.0,
+    ),
+    data=DataConfig(crop=64, zoom=(0.5, 1.5)),
+    optim=OptimConfig(
+        generator_lr=2e-3, discriminator_lr=2e-4, beta1=0.9, warmup_steps=50, decay_share=0.4, clip_norm=5.0, ema=0.99
+    ),
+    train=TrainConfig(steps=2000, batch=8, checkpoint_every=500, log_every=50, sample_every=500),
+)

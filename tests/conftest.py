@@ -1,0 +1,73 @@
+"""Eight fake CPU devices, and small data drawn by the program."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from autoretouch_jax.config import (
+    Config,
+    DataConfig,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    LossConfig,
+    OptimConfig,
+    ParallelConfig,
+    TrainConfig,
+)
+from autoretouch_jax.data import faces
+from autoretouch_jax.data.blemish import add_blemishes
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def face_folder(tmp_path_factory) -> Path:
+    """Four small clean faces."""
+    folder = tmp_path_factory.mktemp("faces")
+    for seed in range(4):
+        Image.fromarray(faces.draw_face(seed, side=96)).save(folder / f"face{seed}.png")
+    return folder
+
+
+@pytest.fixture
+def pair_folders(face_folder, tmp_path) -> tuple[Path, Path]:
+    """The same faces blemished (JPEG-free) and clean, in nested folders; targets with an opaque alpha channel."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    for number, path in enumerate(sorted(face_folder.glob("*.png"))):
+        clean = np.asarray(Image.open(path))
+        blemished = add_blemishes(
+            np.random.default_rng(number), clean, dataclasses.replace(DataConfig().blemish, clean_share=0.0)
+        )
+        for folder, image in ((source, Image.fromarray(blemished)), (target, Image.fromarray(clean).convert("RGBA"))):
+            (folder / "nested").mkdir(parents=True, exist_ok=True)
+            image.save(folder / "nested" / path.name)
+    return source, target
+
+
+@pytest.fixture
+def small_config(face_folder) -> Config:
+    """A run of seconds with both losses that need no weights, on one device."""
+    return Config(
+        generator=GeneratorConfig(width=4, blocks=1, norm="none", head="residual"),
+        discriminator=DiscriminatorConfig(width=4, norm="none"),
+        loss=LossConfig(pixel="l1", perceptual_weight=0.0, adversarial="lsgan"),
+        data=DataConfig(root=str(face_folder), crop=32),
+        optim=OptimConfig(ema=0.9),
+        train=TrainConfig(steps=6, batch=8, checkpoint_every=3, log_every=2, sample_every=6),
+        parallel=ParallelConfig(devices=1),
+    )
+
+
+def edited(config: Config, **groups: dict) -> Config:
+    """`edited(config, train={"steps": 3})`: a copy with some values of some groups replaced."""
+    return dataclasses.replace(
+        config, **{name: dataclasses.replace(getattr(config, name), **values) for name, values in groups.items()}
+    )

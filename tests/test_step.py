@@ -1,0 +1,234 @@
+"""The step: one forward, the right order, exact costs, the same numbers however it is spread."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import edited
+
+from autoretouch_jax import parallel
+from autoretouch_jax.config import OptimConfig, ParallelConfig
+from autoretouch_jax.training import losses, optim
+from autoretouch_jax.training.loop import Trainer
+from autoretouch_jax.training.state import init_state, make_networks
+from autoretouch_jax.training.step import _descend, to_float, train_step
+
+LOSSES_ON = {"perceptual_weight": 1.0, "vgg_weights": "random", "perceptual_layers": ("relu1_2",)}
+
+
+def batch(size: int = 8, crop: int = 32) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {name: rng.integers(0, 256, (size, crop, crop, 3), dtype=np.uint8) for name in ("source", "target")}
+
+
+def spread(config, devices: int, mode: str):
+    """State and metrics after one step over so many devices."""
+    config = edited(config, parallel={"devices": devices, "mode": mode})
+    trainer = Trainer(config)
+    return trainer.step(trainer.init(), trainer.put(batch()), trainer.frozen)
+
+
+def first_moments(state):
+    """Adam's first moments after one step: the gradients, times (1 − β₁)."""
+    return [learner.opt[-1].mu for learner in (state.generator, state.discriminator)]
+
+
+def relative(a, b) -> float:
+    difference = jax.tree.map(lambda x, y: np.asarray(x, np.float64) - np.asarray(y), a, b)
+    return float(optax.global_norm(difference) / optax.global_norm(jax.tree.map(lambda y: np.asarray(y, np.float64), b)))
+
+
+@pytest.mark.parametrize(("devices", "mode"), [(8, "jit"), (8, "pmap"), (4, "jit")])
+def test_gradients_do_not_depend_on_the_devices(small_config, devices, mode):
+    config = edited(small_config, loss=LOSSES_ON)
+    alone, metrics_alone = spread(config, 1, "jit")
+    together, metrics = spread(config, devices, mode)
+    for ours, expected in zip(first_moments(together), first_moments(alone), strict=True):
+        assert relative(ours, expected) < 1e-5
+    assert float(metrics["loss/pixel"]) == pytest.approx(float(metrics_alone["loss/pixel"]), rel=1e-5)
+    assert jax.tree.map(jnp.shape, together) == jax.tree.map(jnp.shape, alone)
+
+
+def test_local_batch_norm_is_the_same_under_jit_and_pmap(small_config):
+    config = edited(small_config, generator={"norm": "batch"}, discriminator={"norm": "batch"})
+    (a, _), (b, _) = spread(config, 8, "jit"), spread(config, 8, "pmap")
+    assert relative(a.generator.stats, b.generator.stats) < 1e-6
+    for ours, expected in zip(first_moments(a), first_moments(b), strict=True):
+        assert relative(ours, expected) < 1e-5
+
+
+def test_the_generator_learns_through_the_updated_discriminator(small_config):
+    config = edited(
+        small_config,
+        loss={"pixel_weight": 0.0},
+        optim={"discriminator_lr": 0.1},
+        generator={"head": "tanh", "norm": "batch"},
+        discriminator={"norm": "batch"},
+    )
+    trainer = Trainer(config)
+    networks, before = trainer.networks, init_state(config, trainer.networks)
+    after, _ = trainer.step(trainer.init(), trainer.put(batch()), None)
+    source = to_float(jnp.asarray(batch()["source"]))
+
+    def loss(params, judge):
+        fake, _ = networks.generator.apply(
+            {"params": params, "batch_stats": before.generator.stats}, source, train=True, mutable=["batch_stats"]
+        )
+        variables = {"params": judge.params, "batch_stats": judge.stats}
+        logits, _ = networks.discriminator.apply(variables, source, fake, train=True, mutable=["batch_stats"])
+        return config.loss.adversarial_weight * losses.adversarial("lsgan", logits)
+
+    scale = 1 - config.optim.beta1
+    through_updated = jax.tree.map(lambda g: scale * g, jax.grad(loss)(before.generator.params, after.discriminator))
+    through_old = jax.tree.map(lambda g: scale * g, jax.grad(loss)(before.generator.params, before.discriminator))
+    ours = after.generator.opt[-1].mu
+    assert relative(ours, through_updated) < 1e-4
+    assert relative(ours, through_old) > 1e-2
+
+
+def test_the_discriminators_moving_averages_see_real_then_fake(small_config):
+    config = edited(small_config, discriminator={"norm": "batch"})
+    trainer = Trainer(config)
+    networks, before = trainer.networks, init_state(config, trainer.networks)
+    after, _ = trainer.step(trainer.init(), trainer.put(batch()), None)
+    source, target = (to_float(jnp.asarray(batch()[name])) for name in ("source", "target"))
+    fake = networks.generator.apply({"params": before.generator.params}, source)
+    stats = before.discriminator.stats
+    for image in (target, fake):
+        variables = {"params": before.discriminator.params, "batch_stats": stats}
+        stats = networks.discriminator.apply(variables, source, image, train=True, mutable=["batch_stats"])[1]["batch_stats"]
+    assert relative(after.discriminator.stats, stats) < 1e-5
+
+
+def flops(function, *arguments) -> float:
+    return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
+
+
+def bound_step(config):
+    """The step of a config on one device, unwrapped, and its arguments."""
+    networks, frozen = make_networks(config)
+    mesh = parallel.make_mesh(ParallelConfig(devices=1), config.train.batch)
+    step = functools.partial(train_step, networks=networks, config=config)
+    return networks, parallel.wrap_step(step, mesh, "jit"), (init_state(config, networks), batch(8, 64), frozen)
+
+
+def test_one_forward_costs_at_most_085_of_two(small_config):
+    """The usual GAN step runs the generator once for D and once for G."""
+    config = edited(small_config, loss=LOSSES_ON | {"adversarial_weight": 1.0})
+    config = edited(
+        config, generator={"width": 64, "blocks": 15, "norm": "batch"}, discriminator={"width": 64, "norm": "batch"}
+    )
+    networks, ours, arguments = bound_step(config)
+
+    def two_forwards(state, batch, frozen):
+        source, target = to_float(batch["source"]), to_float(batch["target"])
+
+        def generate(params):
+            variables = {"params": params, "batch_stats": state.generator.stats}
+            fake, moved = networks.generator.apply(variables, source, train=True, mutable=["batch_stats"])
+            return fake, moved["batch_stats"]
+
+        def judge(params, stats, image):
+            variables = {"params": params, "batch_stats": stats}
+            logits, moved = networks.discriminator.apply(variables, source, image, train=True, mutable=["batch_stats"])
+            return logits, moved["batch_stats"]
+
+        def d_loss(params):
+            # The barrier keeps XLA from sharing this forward with the generator's.
+            fake = jax.lax.optimization_barrier(generate(state.generator.params)[0])
+            real_logits, stats = judge(params, state.discriminator.stats, target)
+            fake_logits, stats = judge(params, stats, fake)
+            return losses.discriminator("lsgan", real_logits, fake_logits), stats
+
+        def g_loss(params, discriminator):
+            fake, stats = generate(params)
+            logits, _ = judge(discriminator.params, discriminator.stats, fake)
+            features = [networks.vgg.apply({"params": frozen}, image) for image in (fake, target)]
+            pixel = losses.pixel("l1", fake, target, source, 1.0)
+            return pixel + losses.adversarial("lsgan", logits) + losses.perceptual(*features), stats
+
+        d_gradients, d_stats = jax.grad(d_loss, has_aux=True)(state.discriminator.params)
+        discriminator = _descend(state.discriminator, d_gradients, d_stats, 1e-4, config)
+        params = jax.lax.optimization_barrier(state.generator.params)
+        g_gradients, g_stats = jax.grad(g_loss, has_aux=True)(params, discriminator)
+        generator = _descend(state.generator, g_gradients, g_stats, 1e-4, config)
+        return generator, discriminator, optim.ema_update(state.ema, generator.params, 0.999, state.step)
+
+    ratio = flops(ours, *arguments) / flops(two_forwards, *arguments)
+    assert 0.5 < ratio <= 0.85
+
+
+@pytest.mark.parametrize(
+    ("term", "others"),
+    [("perceptual_weight", {"adversarial_weight": 1.0}), ("adversarial_weight", LOSSES_ON)],
+    ids=lambda v: str(v),
+)
+def test_a_weight_of_zero_costs_nothing(small_config, term, others):
+    config = edited(small_config, loss=others)
+    _, with_term, arguments = bound_step(edited(config, loss=LOSSES_ON | {"adversarial_weight": 1.0}))
+    networks, without, arguments_without = bound_step(edited(config, loss={term: 0.0}))
+    assert flops(without, *arguments_without) < 0.95 * flops(with_term, *arguments)
+    if term == "adversarial_weight":
+        assert networks.discriminator is None
+        assert arguments_without[0].discriminator is None
+    else:
+        assert networks.vgg is None
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_state(small_config):
+    config = edited(small_config, generator={"norm": "batch"}, train={"precision": "bfloat16"}, loss=LOSSES_ON)
+    _, step, arguments = bound_step(config)
+    text = jax.jit(step).lower(*arguments).as_text()
+    assert "convolution" in text
+    assert all("bf16" in line for line in text.splitlines() if "stablehlo.convolution" in line)
+    state, metrics = step(*arguments)
+    for leaf in jax.tree.leaves((state.generator, state.discriminator, state.ema, metrics)):
+        assert leaf.dtype in (jnp.float32, jnp.int32)
+    assert all(np.isfinite(value) for value in metrics.values())
+
+
+def test_the_step_is_traced_once(small_config):
+    trainer = Trainer(small_config)
+    state, traces = trainer.init(), []
+
+    def counted(*arguments):
+        traces.append(1)
+        return train_step(*arguments, networks=trainer.networks, config=small_config)
+
+    step = parallel.wrap_step(counted, trainer.mesh, "jit")
+    for _ in range(3):
+        state, _ = step(state, trainer.put(batch()), None)
+    assert len(traces) == 1
+
+
+def test_shares_add_up_and_every_term_is_logged(small_config):
+    _, metrics = spread(edited(small_config, loss=LOSSES_ON), 1, "jit")
+    shares = [float(metrics[f"share/{term}"]) for term in ("pixel", "adversarial", "perceptual")]
+    assert sum(shares) == pytest.approx(1, abs=1e-5)
+    assert {"loss/pixel", "loss/adversarial", "loss/perceptual", "loss/discriminator"} <= metrics.keys()
+
+
+def test_losses_by_hand():
+    logits = jnp.array([[0.0, 2.0]])
+    sigmoid = 1 / (1 + np.exp(-np.array([0.0, 2.0])))
+    assert float(losses.adversarial("bce", logits)) == pytest.approx(-np.log(sigmoid).mean(), rel=1e-6)
+    assert float(losses.adversarial("lsgan", logits)) == pytest.approx((1 + 1) / 2)
+    assert float(losses.adversarial("hinge", logits)) == pytest.approx(-1)
+    assert float(losses.discriminator("lsgan", logits, -logits)) == pytest.approx(0.5 * (1 + 2))
+    assert float(losses.discriminator("hinge", logits, -logits)) == pytest.approx(0.5 * (0.5 + 0.5))
+    bce = -np.log(sigmoid).mean()  # the fake's logits are the real's, negated: both halves are equal
+    assert float(losses.discriminator("bce", logits, -logits)) == pytest.approx(bce, rel=1e-6)
+    source, target, fake = jnp.zeros((1, 1, 2, 3)), jnp.array([[[[0.0] * 3, [1.0] * 3]]]), jnp.full((1, 1, 2, 3), 0.5)
+    assert float(losses.pixel("l1", fake, target, source, 1.0)) == pytest.approx(0.5)
+    assert float(losses.pixel("mse", fake, target, source, 3.0)) == pytest.approx(0.25 * (1 + 3) / 2)
+
+
+def test_schedule_does_not_depend_on_the_total_before_the_decay():
+    optimizer = OptimConfig(warmup_steps=10, decay_share=0.25)
+    factor = lambda step, steps: float(optim.schedule(optimizer, steps, jnp.asarray(step)))  # noqa: E731
+    assert factor(0, 100) == pytest.approx(0.1)
+    assert factor(50, 100) == factor(50, 1000) == 1
+    assert 0 < factor(99, 100) < 0.05

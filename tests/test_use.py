@@ -1,0 +1,260 @@
+"""What is done with a trained model: load, retouch any size, evaluate honestly; and the demo from end to end."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from autoretouch_jax import cli
+from autoretouch_jax.config import GeneratorConfig
+from autoretouch_jax.data import faces
+from autoretouch_jax.errors import Refused
+from autoretouch_jax.evaluation import metrics
+from autoretouch_jax.models.autoretouch import AutoRetouchGenerator, receptive_radius
+from autoretouch_jax.models.bundle import Model, load_model, retouch_array, save_model
+
+
+def random_model(**changes) -> Model:
+    """A generator with random weights in every layer, so that it changes every pixel."""
+    config = GeneratorConfig(**({"width": 4, "blocks": 1, "norm": "none", "head": "residual"} | changes))
+    variables = AutoRetouchGenerator(config).init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    rng = np.random.default_rng(0)
+    return Model(config, jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), variables))
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    model = random_model()
+    save_model(tmp_path / "run" / "model", model.config, model.variables["params"], None, 3)
+    return tmp_path / "run"
+
+
+# ---- applying a model ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (37, 50), (64, 64), (131, 70)])
+def test_any_size_comes_back_and_the_tile_size_does_not_show(size):
+    image = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+    model = random_model()
+    whole = retouch_array(model, image)
+    assert whole.shape == image.shape
+    assert whole.dtype == np.uint8
+    assert (whole != image).any()
+    tiled = retouch_array(model, image, tile=32)
+    assert np.abs(whole.astype(int) - tiled).max() <= 1, "float32 rounding may tip a level, nothing more"
+    assert (whole != tiled).mean() < 0.01
+
+
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_no_pixel_sees_beyond_the_receptive_radius(blocks):
+    model = random_model(blocks=blocks)
+    radius, size = receptive_radius(model.config), 128
+    image = np.full((1, size, size, 3), 0.1, np.float32)
+    poked = image.copy()
+    poked[0, size // 2, size // 2] += 0.5
+    apply = AutoRetouchGenerator(model.config).apply
+    change = np.abs(np.asarray(apply(model.variables, poked) - apply(model.variables, image))).max((0, 3))
+    rows = np.flatnonzero(change.max(1))
+    assert max(size // 2 - rows.min(), rows.max() - size // 2) <= radius
+    assert rows.max() - size // 2 >= radius - 6, "the bound is tight enough not to waste work"
+
+
+def test_strength_and_dead_zone():
+    image = np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    model = random_model()
+    full, half = retouch_array(model, image), retouch_array(model, image, strength=0.5)
+    np.testing.assert_array_equal(retouch_array(model, image, strength=0.0), image)
+    expected = image + 0.5 * (full.astype(float) - image)
+    assert np.abs(half - expected).max() <= 0.5
+    change = np.abs(full.astype(int) - image).max(-1)
+    level = int(np.median(change))
+    gated = retouch_array(Model(GeneratorConfig(**{**vars(model.config), "dead_zone": level}), model.variables), image)
+    np.testing.assert_array_equal(gated[change <= level], image[change <= level])
+    np.testing.assert_array_equal(gated[change > level], full[change > level])
+
+
+def test_an_untrained_residual_generator_is_the_identity():
+    config = GeneratorConfig(width=4, blocks=1, norm="none", head="residual")
+    variables = AutoRetouchGenerator(config).init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    image = np.random.default_rng(1).integers(0, 256, (33, 40, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(retouch_array(Model(config, variables), image), image)
+
+
+def test_a_saved_model_is_the_same_model(model_folder):
+    image = faces.draw_face(0, 64)
+    expected = retouch_array(random_model(), image)
+    for folder in (model_folder, model_folder / "model"):
+        np.testing.assert_array_equal(retouch_array(load_model(folder), image), expected)
+
+
+@pytest.mark.parametrize("fault", ["no model", "cut weights", "other blocks", "not json"])
+def test_a_broken_model_is_refused_by_name(model_folder, fault):
+    home = model_folder / "model"
+    if fault == "no model":
+        (home / "model.json").unlink()
+    elif fault == "cut weights":
+        (home / "model.safetensors").write_bytes((home / "model.safetensors").read_bytes()[:-100])
+    elif fault == "not json":
+        (home / "model.json").write_text("{")
+    else:
+        (home / "model.json").write_text((home / "model.json").read_text().replace('"blocks": 1', '"blocks": 2'))
+    with pytest.raises(Refused, match="run"):
+        load_model(model_folder)
+
+
+# ---- metrics and evaluate -----------------------------------------------------------------------------------------------
+
+
+def test_edit_metrics_by_hand():
+    source = np.full((12, 12, 3), 100, np.uint8)
+    target = source.copy()
+    target[:2] = 110  # the edit: 24 pixels
+    output = source.copy()
+    output[0] = 110  # half of it done
+    output[5, 0, 0] = 103  # and one sample outside touched
+    values = metrics.compare(source, target, output) | metrics.compare_edit(source, target, output)
+    assert values["edit_recovered"] == pytest.approx(0.5)
+    assert values["outside_error"] == pytest.approx(3 / (120 * 3))
+    assert values["edit_psnr"] == pytest.approx(10 * np.log10(255**2 / 50))
+    identity = metrics.compare(source, target, source)
+    assert identity["edit_psnr"] == pytest.approx(10 * np.log10(255**2 / 100))
+
+
+def test_what_is_undefined_is_null_left_out_and_counted():
+    image = np.full((12, 12, 3), 100, np.uint8)
+    untouched = metrics.compare(image, image, image) | metrics.compare_edit(image, image, image)
+    assert untouched["psnr_rgb_u8"] is None
+    assert untouched["edit_psnr"] is None
+    assert untouched["edit_recovered"] is None
+    assert untouched["outside_error"] == 0
+    everywhere = metrics.compare_edit(image, image + np.uint8(1), image)
+    assert everywhere == {"edit_recovered": 0.0, "outside_error": None}
+    assert metrics.ssim(image[:5], image[:5]) is None
+    mean = metrics.mean([{"a": None, "b": 1.0}, {"a": 3.0, "b": 2.0}, {"a": None, "b": 3.0}])
+    assert mean == {"a": 3.0, "b": 2.0, "undefined": {"a": 2, "b": 0}}
+
+
+def test_evaluate_writes_the_table_the_json_and_the_pictures(model_folder, pair_folders, tmp_path, capsys):
+    source, target = map(str, pair_folders)
+    out = tmp_path / "numbers" / "eval.json"
+    argv = ["evaluate", str(model_folder), "--source", source, "--target", target, "--json", str(out)]
+    assert cli.main([*argv, "--pictures", str(tmp_path / "pictures")]) == 0
+    assert "identity" in capsys.readouterr().out
+    result = json.loads(out.read_text())
+    assert result.keys() == {"n", "protocol", "identity", "model", "images"}
+    assert result["n"] == len(result["images"]) == 4
+    assert result["model"].keys() == {
+        "psnr_rgb_u8",
+        "ssim_rgb_u8_gauss11",
+        "edit_psnr",
+        "edit_recovered",
+        "outside_error",
+        "undefined",
+    }
+    mean = np.mean([image["model"]["edit_recovered"] for image in result["images"]])
+    assert result["model"]["edit_recovered"] == pytest.approx(mean)
+    assert Image.open(tmp_path / "pictures" / "nested" / "face0.png").size == (4 * 96, 96)
+
+
+def test_evaluate_survives_one_bad_pair_and_says_so(model_folder, pair_folders, tmp_path, capsys):
+    path = pair_folders[0] / "nested" / "face1.png"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF  # a flipped byte: header and trailer stay good
+    path.write_bytes(data)
+    out = tmp_path / "eval.json"
+    folders = ["--source", str(pair_folders[0]), "--target", str(pair_folders[1])]
+    assert cli.main(["evaluate", str(model_folder), *folders, "--json", str(out)]) == 1
+    assert "face1.png" in capsys.readouterr().err
+    assert json.loads(out.read_text())["n"] == 3
+
+
+# ---- retouch ------------------------------------------------------------------------------------------------------------
+
+
+def test_retouch_keeps_size_format_profile_exif_and_alpha(model_folder, tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Camera"
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    face = Image.fromarray(faces.draw_face(0, 96)).crop((0, 0, 95, 61))
+    face.save(photos / "a.jpg", icc_profile=profile, exif=exif, quality=90)
+    face.convert("L").save(photos / "b.png")
+    veiled = face.convert("RGBA")
+    veiled.putalpha(90)
+    veiled.save(photos / "c.webp", lossless=True, exact=True)
+    out = tmp_path / "out"
+    assert cli.main(["retouch", str(model_folder), str(photos), "--out", str(out)]) == 0
+    for path in photos.iterdir():
+        with Image.open(path) as before, Image.open(out / path.name) as after:
+            assert (after.size, after.mode, after.format) == (before.size, before.mode, before.format)
+            assert np.asarray(after).tobytes() != np.asarray(before).tobytes()
+    with Image.open(out / "a.jpg") as after:
+        assert after.info["icc_profile"] == profile
+        assert after.getexif()[0x0112] == 6
+    with Image.open(out / "c.webp") as after:
+        assert after.getchannel("A").getextrema() == (90, 90)
+    assert sorted(path.name for path in out.iterdir()) == ["a.jpg", "b.png", "c.webp"]
+
+
+def test_retouch_does_the_rest_when_one_photo_is_broken(model_folder, tmp_path, capsys):
+    Image.fromarray(faces.draw_face(0, 64)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:300])
+    photos = [str(tmp_path / "bad.png"), str(tmp_path / "good.png")]
+    assert cli.main(["retouch", str(model_folder), *photos, "--out", str(tmp_path / "out")]) == 1
+    assert "bad.png" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["missing.png", "--out", "out"], "missing.png"), (["{photo}", "--out", "{folder}"], "overwrite itself"),
+     (["{photo}", "--out", "out", "--strength", "2"], "--strength"), (["{photo}", "{photo}", "--out", "out"], "same name")],
+)  # fmt: skip
+def test_retouch_refuses_before_it_writes(model_folder, tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    photo = tmp_path / "photos" / "a.png"
+    Image.fromarray(faces.draw_face(0, 64)).save(photo)
+    before = photo.read_bytes()
+    filled = [argument.format(photo=photo, folder=photo.parent) for argument in arguments]
+    assert cli.main(["retouch", str(model_folder), *filled]) == 2
+    assert message in capsys.readouterr().err
+    assert photo.read_bytes() == before
+    assert not (tmp_path / "out").exists()
+
+
+# ---- the demo -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_demo_is_an_ordinary_run(tmp_path, monkeypatch, capsys):
+    from autoretouch_jax import demo
+
+    monkeypatch.setattr(demo, "TRAINING_FACES", 4)
+    monkeypatch.setattr(demo, "HELD_OUT_FACES", 1)
+    monkeypatch.setattr(demo, "steps_for", lambda *_: 3)
+    workdir = tmp_path / "demo"
+    assert cli.main(["demo", "--workdir", str(workdir), "--minutes", "0.01"]) == 0
+    first = capsys.readouterr().out
+    assert "identity" in first
+    assert "portrait.png" in first
+    result = json.loads((workdir / "eval.json").read_text())
+    assert [image["name"] for image in result["images"]] == ["drawn0", "portrait"]
+    assert all(image["identity"]["edit_psnr"] is not None for image in result["images"])
+    held_out = workdir / "data" / "heldout"
+    again = ["evaluate", str(workdir), "--source", str(held_out / "source"), "--target", str(held_out / "target")]
+    assert cli.main([*again, "--json", str(tmp_path / "again.json")]) == 0
+    assert json.loads((tmp_path / "again.json").read_text()) == result
+    train = ["train", "configs/demo.py", "--workdir", str(workdir), "--data.root", str(workdir / "data" / "train")]
+    assert cli.main([*train, "--train.steps", "4", "--train.batch", "8"]) == 0
+    assert cli.main(["demo", "--workdir", str(workdir)]) == 0
+    assert "finished, 4 of 4 steps" in capsys.readouterr().out
+
+
+def test_demo_time_becomes_steps_after_warm_up(small_config):
+    from autoretouch_jax import demo
+
+    few, many = demo.steps_for(small_config, 0.01), demo.steps_for(small_config, 1.0)
+    assert demo.LEAST_STEPS <= few < many
