@@ -1,4 +1,4 @@
-"""What `autoretouch demo` trains: a small AutoRetouch generator, adversarial and pixel loss, on drawn faces.
+"""What `autoretouch demo` trains: a small AutoRetouch generator, adversarial and pixel loss, on drawn faces and one real portrait.
 
 No VGG: the demo needs no download.
 """
@@ -19,12 +19,12 @@ config = Config(
     loss=LossConfig(
         pixel="l1",
         pixel_weight=100.0,
-        edit_weight=3.0,
+        edit_weight=1.0,
         adversarial="lsgan",
         adversarial_weight=0.5,
         perceptual_weight=0.0,
     ),
-    data=DataConfig(crop=64, zoom=(0.5, 1.5)),
+    data=DataConfig(crop=64, zoom=(0.6, 2.5)),
     optim=OptimConfig(
         generator_lr=2e-3, discriminator_lr=2e-4, beta1=0.9, warmup_steps=50, decay_share=0.4, clip_norm=5.0, ema=0.99
     ),

@@ -26,7 +26,7 @@ config = Config(
         perceptual_weight=5.0,
         perceptual_layers=("relu1_2", "relu2_2"),
     ),
-    data=DataConfig(crop=64, zoom=(0.35, 1.0)),
+    data=DataConfig(crop=64, zoom=(0.35, 1.25)),
     optim=OptimConfig(
         generator_lr=2e-3, discriminator_lr=2e-4, beta1=0.9, warmup_steps=100, decay_share=0.4, clip_norm=5.0, ema=0.998
     ),

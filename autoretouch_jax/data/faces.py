@@ -1,10 +1,11 @@
-"""Faces drawn by the program, and the freely licensed portrait that scikit-image ships: what the demo learns from.
+"""Faces drawn by the program, and two freely licensed portraits that ship with installed packages: what the demo lives on.
 
 A drawn face is no portrait, but it has what a retoucher must tell from blemishes: shaded skin with pores, eyes, lashes,
 brows, nostrils, lips, hair over skin, cloth, and a background. Everything is a function of the seed. Images are uint8
 `[H, W, 3]`.
 """
 
+import matplotlib.cbook
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from skimage import data as skimage_data
@@ -13,6 +14,21 @@ SIDE = 384
 SKIN_LIGHT, SKIN_DARK = np.array([238.0, 200.0, 178.0]), np.array([78.0, 50.0, 38.0])
 PORTRAIT_BOX = (130, 0, 354, 224)  # left, top, right, bottom of the face in the portrait
 PORTRAIT_CREDIT = "Eileen Collins, NASA, public domain (scikit-image's `astronaut`)"
+
+
+def training_portrait() -> np.ndarray:
+    """Grace Hopper, United States Navy, public domain: matplotlib's sample photo, for the demo to learn real skin from."""
+    with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
+        return np.asarray(Image.open(file).convert("RGB"))
+
+
+def relit(image: np.ndarray, seed: int) -> np.ndarray:
+    """The photo as another light, film and complexion would have given it."""
+    rng = np.random.default_rng([seed, 1])
+    x = (image / 255.0) ** np.exp(rng.uniform(-0.45, 0.45))
+    grey = x.mean(-1, keepdims=True)
+    x = (grey + rng.uniform(0.5, 1.25) * (x - grey)) * rng.uniform(0.82, 1.1, 3) * rng.uniform(0.6, 1.05)
+    return np.clip(np.rint(x * 255), 0, 255).astype(np.uint8)
 
 
 def portrait() -> np.ndarray:
@@ -87,10 +103,29 @@ def _shaded_skin(rng: np.random.Generator, side: int, y, x, skin: np.ndarray, ce
         shade = shade + rng.uniform(0, 0.16) * _bump(y, x, cx + dx, cy + dy, sx, sy)
     shade = shade - rng.uniform(0.05, 0.2) * _bump(y, x, cx, cy + 0.16, 0.05, 0.012)
     colour = skin * shade[..., None] * _texture(rng, side, rng.uniform(0.01, 0.035))
+    colour *= _folds(rng, side, centre)
     flush = sum(_bump(y, x, cx + dx, cy + dy, 0.06, 0.05) for dx, dy in ((-0.12, 0.09), (0.12, 0.09), (0, 0.08)))
     colour += rng.uniform(0, 12) * flush[..., None] * np.array([0.6, -0.6, -0.5])
     pores = rng.normal(0, 1, (side, side)).astype(np.float32)
     return colour + rng.uniform(1, 4) * (pores * (0.4 + 0.6 * (pores < -0.8)))[..., None]
+
+
+def _folds(rng: np.random.Generator, side: int, centre) -> np.ndarray:
+    """Soft shadows and lights as eye sockets, the nose, lips and wrinkles throw them: a factor, `[side, side, 1]`."""
+    factor = np.ones((side, side), np.float32)
+    for softness, count in ((0.04, 8), (0.015, 10), (0.005, 8)):
+        layer = Image.new("L", (side, side), 128)
+        draw = ImageDraw.Draw(layer)
+        for _ in range(count):
+            start = np.array(centre) + rng.normal(0, 0.14, 2)
+            headings = rng.uniform(0, 6.3) + rng.normal(0, 0.35) * np.arange(8)
+            steps = rng.uniform(0.005, 0.02) * np.stack([np.cos(headings), np.sin(headings)], 1)
+            line = [(float(x) * side, float(y) * side) for x, y in start + np.cumsum(steps, 0)]
+            shade = int(np.clip(128 + rng.normal(-12, 30), 0, 255))
+            draw.line(line, fill=shade, width=max(1, int(rng.uniform(0.6, 2.5) * softness * side)), joint="curve")
+        blurred = layer.filter(ImageFilter.GaussianBlur(softness * side * rng.uniform(0.4, 1.0)))
+        factor *= 1 + (np.asarray(blurred, np.float32) - 128) / 128 * rng.uniform(0.3, 0.8)
+    return factor[..., None]
 
 
 class _Pencil:

@@ -22,15 +22,16 @@ def pixel(kind: str, fake: jax.Array, target: jax.Array, source: jax.Array, edit
 
 
 def perceptual(fake: Features, target: Features) -> jax.Array:
-    """Mean absolute difference of VGG features, per layer relative to the target's RMS, averaged over layers.
+    """Mean absolute difference of VGG features, per image and layer relative to the target's RMS, averaged over layers.
 
-    Dividing by the RMS is ours: torchvision's and Keras' weights give activations on scales 60 times apart.
+    Dividing by the RMS is ours: torchvision's and Keras' weights give activations on scales 60 times apart. It is taken per
+    image, so that the loss of a batch is the mean of its images' losses however the batch is spread.
     """
     total = jnp.zeros((), jnp.float32)
     for name, reference in target.items():
         reference = jax.lax.stop_gradient(reference.astype(jnp.float32))
-        scale = jax.lax.rsqrt(jnp.mean(jnp.square(reference)) + 1e-12)
-        total += scale * jnp.mean(jnp.abs(fake[name].astype(jnp.float32) - reference))
+        scale = jax.lax.rsqrt(jnp.mean(jnp.square(reference), axis=(1, 2, 3), keepdims=True) + 1e-12)
+        total += jnp.mean(scale * jnp.abs(fake[name].astype(jnp.float32) - reference))
     return total / len(target)
 
 
