@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Refused as error:
         print(f"autoretouch {argv[0]}: {error}", file=sys.stderr)
         return 2
-    except BadInput as error:
+    except (BadInput, OSError) as error:  # a full disk, a file that vanished
         print(f"autoretouch {argv[0]}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

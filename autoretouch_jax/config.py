@@ -53,7 +53,9 @@ class LossConfig:
     pixel: Literal["mse", "l1"] = "mse"
     pixel_weight: float = 100.0
     edit_weight: float = 1.0
-    """How many times a pixel of the edit counts in the pixel loss (1: as any other)."""
+    """How many times a pixel of the edit counts in the pixel loss at the start (1: as any other)."""
+    edit_weight_steps: int = 1
+    """Steps over which the edit's weight falls to 1: first the network learns to find, then to leave alone."""
     adversarial: Literal["bce", "lsgan", "hinge"] = "bce"
     adversarial_weight: float = 1.0
     perceptual_weight: float = 1.0
@@ -214,14 +216,14 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 def resolve(config: Config) -> Config:
     """Make every path absolute, so that the same run can be resumed from any folder."""
 
-    def absolute(path: str | None) -> str | None:
-        return None if path is None else str(Path(path).expanduser().resolve())
+    def absolute(path: str) -> str:
+        return str(Path(path).expanduser().resolve())
 
     data = dataclasses.replace(
         config.data,
-        root=absolute(config.data.root),
-        source=absolute(config.data.source),
-        target=absolute(config.data.target),
+        root=config.data.root and absolute(config.data.root),
+        source=config.data.source and absolute(config.data.source),
+        target=config.data.target and absolute(config.data.target),
     )
     loss = config.loss
     if loss.vgg_weights not in ("download", "random"):
@@ -231,7 +233,7 @@ def resolve(config: Config) -> Config:
 
 AT_LEAST_ONE = (
     "generator.width", "discriminator.width", "train.batch", "train.steps", "train.checkpoint_every", "train.log_every",
-    "train.sample_every", "parallel.input_threads", "parallel.prefetch",
+    "train.sample_every", "parallel.input_threads", "parallel.prefetch", "loss.edit_weight_steps",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "generator.blocks", "generator.dead_zone", "optim.warmup_steps", "optim.clip_norm", "parallel.devices", "train.seed",

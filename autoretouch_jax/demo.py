@@ -18,7 +18,7 @@ from autoretouch_jax.evaluation import evaluate, report
 from autoretouch_jax.models.bundle import load_model
 from autoretouch_jax.training import loop
 
-TRAINING_FACES, TRAINING_PORTRAITS, HELD_OUT_FACES = 40, 24, 5
+TRAINING_FACES, TRAINING_PHOTOS, HELD_OUT_FACES = 24, 40, 5
 HELD_OUT_SEED = 1_000_000  # drawn faces from here on are never trained on
 WARM_UP_STEPS, TIMED_SECONDS = 2, 5.0
 LEAST_STEPS = 4
@@ -46,16 +46,21 @@ def run(minutes: float, workdir: Path) -> int:
 
 
 def make_data(folder: Path) -> None:
-    """`train/` (clean faces, drawn and one real) and `heldout/source`, `heldout/target` (other faces and a real portrait, blemished once)."""
+    """`train/` (clean faces, drawn and photographed) and `heldout/source`, `heldout/target` (others, blemished once)."""
     if (folder / "complete").is_file():
         return
-    print(f"making {TRAINING_FACES + TRAINING_PORTRAITS} faces to learn from and {HELD_OUT_FACES} to be measured on", flush=True)
+    print(
+        f"making {TRAINING_FACES + TRAINING_PHOTOS} pictures to learn from and {HELD_OUT_FACES + 1} to be measured on",
+        flush=True,
+    )
     for name in ("train", "heldout/source", "heldout/target"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for seed in range(TRAINING_FACES):
         report.save_picture(folder / "train" / f"drawn{seed:03d}.png", faces.draw_face(seed))
-    for seed in range(TRAINING_PORTRAITS):
-        report.save_picture(folder / "train" / f"portrait{seed:03d}.png", faces.relit(faces.training_portrait(), seed))
+    photos = faces.training_photos()
+    for seed in range(TRAINING_PHOTOS):
+        photo = photos[seed % 4 == 3]  # a person three times out of four, a cat the fourth
+        report.save_picture(folder / "train" / f"photo{seed:03d}.png", faces.restyled(photo, seed))
     held_out = {f"drawn{i}": faces.draw_face(HELD_OUT_SEED + i) for i in range(HELD_OUT_FACES)} | {"portrait": faces.portrait()}
     blemishes = BlemishConfig(per_megapixel=(200.0, 500.0), clean_share=0.0)
     for number, (name, clean) in enumerate(held_out.items()):

@@ -1,4 +1,4 @@
-"""What `autoretouch demo` trains: a small AutoRetouch generator, adversarial and pixel loss, on drawn faces and one real portrait.
+"""What `autoretouch demo` trains, on drawn faces and two restyled photos: a small generator, adversarial and pixel loss.
 
 No VGG: the demo needs no download.
 """
@@ -19,7 +19,8 @@ config = Config(
     loss=LossConfig(
         pixel="l1",
         pixel_weight=100.0,
-        edit_weight=1.0,
+        edit_weight=4.0,
+        edit_weight_steps=600,
         adversarial="lsgan",
         adversarial_weight=0.5,
         perceptual_weight=0.0,

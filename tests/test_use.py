@@ -233,6 +233,7 @@ def test_the_demo_is_an_ordinary_run(tmp_path, monkeypatch, capsys):
     from autoretouch_jax import demo
 
     monkeypatch.setattr(demo, "TRAINING_FACES", 4)
+    monkeypatch.setattr(demo, "TRAINING_PHOTOS", 4)
     monkeypatch.setattr(demo, "HELD_OUT_FACES", 1)
     monkeypatch.setattr(demo, "steps_for", lambda *_: 3)
     workdir = tmp_path / "demo"

@@ -16,18 +16,29 @@ PORTRAIT_BOX = (130, 0, 354, 224)  # left, top, right, bottom of the face in the
 PORTRAIT_CREDIT = "Eileen Collins, NASA, public domain (scikit-image's `astronaut`)"
 
 
-def training_portrait() -> np.ndarray:
-    """Grace Hopper, United States Navy, public domain: matplotlib's sample photo, for the demo to learn real skin from."""
-    with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
-        return np.asarray(Image.open(file).convert("RGB"))
+def training_photos() -> list[np.ndarray]:
+    """Real skin, eyes, hair and fur to learn from: matplotlib's Grace Hopper and scikit-image's cat.
+
+    The photo of Grace Hopper is the United States Navy's, public domain; that of Chelsea the cat is CC0.
+    """
+    path = matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
+    return [np.asarray(Image.open(str(path)).convert("RGB")), skimage_data.chelsea()]
 
 
-def relit(image: np.ndarray, seed: int) -> np.ndarray:
-    """The photo as another light, film and complexion would have given it."""
+def restyled(photo: np.ndarray, seed: int) -> np.ndarray:
+    """The photo turned, stretched and cropped, as another light, film and complexion would have given it."""
     rng = np.random.default_rng([seed, 1])
-    x = (image / 255.0) ** np.exp(rng.uniform(-0.45, 0.45))
+    height, width = photo.shape[:2]
+    angle, stretch, shear = rng.uniform(-0.35, 0.35), np.exp(rng.normal(0, 0.12)), rng.normal(0, 0.12)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = turn @ np.array([[stretch, shear], [0, 1 / stretch]]) * rng.uniform(0.55, 0.8)
+    centre = np.array([width, height]) / 2
+    offset = centre + rng.uniform(-0.1, 0.1, 2) * (width, height) - matrix @ centre
+    affine = (*matrix[0], offset[0], *matrix[1], offset[1])
+    turned = Image.fromarray(photo).transform((width, height), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
+    x = (np.asarray(turned) / 255.0) ** np.exp(rng.uniform(-0.45, 0.45))
     grey = x.mean(-1, keepdims=True)
-    x = (grey + rng.uniform(0.5, 1.25) * (x - grey)) * rng.uniform(0.82, 1.1, 3) * rng.uniform(0.6, 1.05)
+    x = (grey + rng.uniform(0.5, 1.25) * (x - grey)) * rng.uniform(0.85, 1.1, 3) * rng.uniform(0.65, 1.05)
     return np.clip(np.rint(x * 255), 0, 255).astype(np.uint8)
 
 
@@ -83,8 +94,8 @@ def _noise(rng: np.random.Generator, side: int, cells: int) -> np.ndarray:
 
 def _texture(rng: np.random.Generator, side: int, amount: float) -> np.ndarray:
     """A factor around 1 with structure at several scales, `[side, side, 1]`."""
-    octaves = sum(_noise(rng, side, max(2, int(side / size))) * weight for size, weight in ((64, 1.0), (12, 0.5), (3, 0.6)))
-    return (1 + amount * octaves)[..., None]
+    octaves = [_noise(rng, side, max(2, int(side / size))) * weight for size, weight in ((64, 1.0), (12, 0.5), (3, 0.6))]
+    return 1 + amount * np.sum(octaves, 0)[..., None]
 
 
 def _background(rng: np.random.Generator, side: int, y: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -104,7 +115,7 @@ def _shaded_skin(rng: np.random.Generator, side: int, y, x, skin: np.ndarray, ce
     shade = shade - rng.uniform(0.05, 0.2) * _bump(y, x, cx, cy + 0.16, 0.05, 0.012)
     colour = skin * shade[..., None] * _texture(rng, side, rng.uniform(0.01, 0.035))
     colour *= _folds(rng, side, centre)
-    flush = sum(_bump(y, x, cx + dx, cy + dy, 0.06, 0.05) for dx, dy in ((-0.12, 0.09), (0.12, 0.09), (0, 0.08)))
+    flush = np.sum([_bump(y, x, cx + dx, cy + dy, 0.06, 0.05) for dx, dy in ((-0.12, 0.09), (0.12, 0.09), (0, 0.08))], 0)
     colour += rng.uniform(0, 12) * flush[..., None] * np.array([0.6, -0.6, -0.5])
     pores = rng.normal(0, 1, (side, side)).astype(np.float32)
     return colour + rng.uniform(1, 4) * (pores * (0.4 + 0.6 * (pores < -0.8)))[..., None]

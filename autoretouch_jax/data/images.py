@@ -63,10 +63,9 @@ def read_rgb(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             image.load()
-            if "A" in image.getbands() or "transparency" in image.info:
-                image = image.convert("RGBA")
-                if image.getchannel("A").getextrema() != (255, 255):
-                    raise BadInput(f"{path}: has transparent pixels; flatten it onto the background it is meant for")
+            has_alpha = "A" in image.getbands() or "transparency" in image.info
+            if has_alpha and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+                raise BadInput(f"{path}: has transparent pixels; flatten it onto the background it is meant for")
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         raise BadInput(f"{path}: cannot be decoded ({error}); replace or remove it") from error

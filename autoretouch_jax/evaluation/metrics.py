@@ -63,6 +63,6 @@ def compare_edit(source: np.ndarray, target: np.ndarray, output: np.ndarray) -> 
 def mean(rows: list[Values]) -> dict[str, object]:
     """Plain mean per metric over the images where it is defined, and, under `undefined`, how many were left out."""
     names = list(rows[0])
-    defined = {name: [row[name] for row in rows if row[name] is not None] for name in names}
+    defined = {name: [value for row in rows if (value := row[name]) is not None] for name in names}
     means: dict[str, object] = {name: float(np.mean(values)) if values else None for name, values in defined.items()}
     return means | {"undefined": {name: len(rows) - len(values) for name, values in defined.items()}}

@@ -131,5 +131,5 @@ def _finish(image: np.ndarray, output: np.ndarray, dead_zone: int, strength: flo
 
 def _mirror(image: np.ndarray, before: int, bottom: int, right: int) -> np.ndarray:
     """Reflect-pad; numpy repeats the reflection where an image is smaller than the padding."""
-    mode = "reflect" if min(image.shape[:2]) > 1 else "edge"
-    return np.pad(image, ((before, bottom), (before, right), (0, 0)), mode=mode)
+    margins = ((before, bottom), (before, right), (0, 0))
+    return np.pad(image, margins, mode="reflect") if min(image.shape[:2]) > 1 else np.pad(image, margins, mode="edge")

@@ -174,8 +174,14 @@ def seed_keras_variables(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     is_generator = convolutions[0]["kernel"].shape[0] == 7
     if is_generator:
         blocks = len(norms) // 2
-        homes = [("stem",), ("down",), *((f"block{i}", f"Conv_{j}") for i in range(blocks) for j in (0, 1)), ("up",), ("head",)]
-        norm_homes = [(f"block{i}", f"BatchNorm_{j}") for i in range(blocks) for j in (0, 1)]
+        homes: list[tuple[str, ...]] = [
+            ("stem",),
+            ("down",),
+            *((f"block{i}", f"Conv_{j}") for i in range(blocks) for j in (0, 1)),
+            ("up",),
+            ("head",),
+        ]
+        norm_homes: list[tuple[str, ...]] = [(f"block{i}", f"BatchNorm_{j}") for i in range(blocks) for j in (0, 1)]
     else:
         homes = [*((f"conv{i}",) for i in range(len(convolutions) - 1)), ("logits",)]
         norm_homes = [(f"norm{i + 1}",) for i in range(len(norms))]

@@ -6,7 +6,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from autoretouch_jax import parallel
 from autoretouch_jax.config import Config
 from autoretouch_jax.data import pipeline
 from autoretouch_jax.data.sources import open_source
-from autoretouch_jax.errors import BadInput
+from autoretouch_jax.errors import BadInput, Refused
 from autoretouch_jax.evaluation import report
 from autoretouch_jax.models.bundle import Model, retouch_array, save_model
 from autoretouch_jax.training.checkpoint import Checkpoints
@@ -91,8 +91,11 @@ def run(config: Config, workdir: Path) -> int:
     if stored.is_file():
         configs.refuse_other_run(config, stored)
     trainer = Trainer(config)
-    (workdir / "samples").mkdir(parents=True, exist_ok=True)
-    configs.write_json(config, stored)
+    try:
+        (workdir / "samples").mkdir(parents=True, exist_ok=True)
+        configs.write_json(config, stored)
+    except OSError as error:
+        raise Refused(f"--workdir {workdir}: cannot be written ({error}); choose another") from error
     with StopRequest() as stop, Checkpoints(workdir / "checkpoints") as checkpoints:
         return _train(trainer, workdir, checkpoints, stop)
 
@@ -115,16 +118,17 @@ def _train(trainer: Trainer, workdir: Path, checkpoints: Checkpoints, stop: Stop
 
     # ---- the loop --------------------------------------------------------------------------------------------------
     batches, examples = trainer.batches(first), _sample_examples(trainer)
-    window, waited, started = [], 0.0, time.perf_counter()
+    window: list[dict[str, jax.Array]] = []
+    waited, started = 0.0, time.perf_counter()
     since, since_step, step = started, first, first
-    bar = tqdm(total=steps, initial=first, unit="step", desc="training", dynamic_ncols=True, file=sys.stdout)
+    metrics: dict[str, jax.Array] = {}
 
     def save() -> None:
         clock = {"step": step, "images": step * config.train.batch, "seconds": seconds + time.perf_counter() - started}
         checkpoints.save(step, state, clock)
         _publish(trainer, workdir, state)
 
-    with bar:
+    with _bar(first, steps) as bar:
         while step < steps and stop.exit_code is None:
             before = time.perf_counter()
             try:
@@ -145,30 +149,22 @@ def _train(trainer: Trainer, workdir: Path, checkpoints: Checkpoints, stop: Stop
                 means = _means(window or [metrics])
                 window, now = [], time.perf_counter()
                 speed = (step - since_step) * config.train.batch / (now - since)
-                log.write(
-                    {
-                        "step": step,
-                        "images": step * config.train.batch,
-                        **means,
-                        "images_per_s": round(speed, 3),
-                        "input_wait_share": round(waited / (now - since), 4),
-                        "seconds": round(seconds + now - started, 3),
-                    }
-                )
+                record = {"step": step, "images": step * config.train.batch, **means, "images_per_s": round(speed, 3)}
+                record["input_wait_share"] = round(waited / (now - since), 4)
+                log.write(record | {"seconds": round(seconds + now - started, 3)})
                 bar.set_postfix_str(f"{speed:.1f} images/s", refresh=False)
                 since, since_step, waited = now, step, 0.0
-                if bad := [name for name, value in means.items() if not math.isfinite(value)]:
-                    print(
-                        f"stopped at step {step}: {bad[0]} is not finite; the last checkpoint is from before. Lower "
-                        "--optim.generator-lr, or set --optim.clip-norm 1",
-                        file=sys.stderr,
-                    )
+                if _exploded(means, step):
                     return EXIT_FAILED
             window.append(metrics)
             if step % config.train.sample_every == 0 or step == steps:
                 _sample(trainer, state, workdir / "samples" / f"{step:08d}.png", examples)
             if step % config.train.checkpoint_every == 0 and step < steps:
+                if _exploded(metrics, step):
+                    return EXIT_FAILED
                 save()
+        if _exploded(metrics, step):
+            return EXIT_FAILED
         save()
     checkpoints.wait()
     if stop.exit_code is not None:
@@ -176,6 +172,26 @@ def _train(trainer: Trainer, workdir: Path, checkpoints: Checkpoints, stop: Stop
         return stop.exit_code
     print(f"{workdir}: done, {steps} steps; model in {workdir / 'model'}")
     return EXIT_DONE
+
+
+def _bar(first: int, steps: int) -> tqdm:
+    """A progress bar with time left; in a log file a line every half a minute."""
+    interval = 0.1 if sys.stdout.isatty() else 30.0
+    return tqdm(
+        total=steps, initial=first, unit="step", desc="training", dynamic_ncols=True, file=sys.stdout, mininterval=interval
+    )
+
+
+def _exploded(metrics: Mapping[str, Any], step: int) -> bool:
+    """Whether any value is not finite, and if so says what to do. Nothing is saved after that."""
+    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if bad:
+        print(
+            f"stopped at step {step}: {bad[0]} is not finite; the last checkpoint is from before. Lower "
+            "--optim.generator-lr, or set --optim.clip-norm 1, in a new --workdir",
+            file=sys.stderr,
+        )
+    return bool(bad)
 
 
 def _means(window: list[dict[str, jax.Array]]) -> dict[str, float]:

@@ -7,18 +7,21 @@ import optax
 Features = dict[str, jax.Array]
 
 
-def pixel(kind: str, fake: jax.Array, target: jax.Array, source: jax.Array, edit_weight: float) -> jax.Array:
+def pixel(kind: str, fake: jax.Array, target: jax.Array, source: jax.Array, edit_weight: jax.Array | float) -> jax.Array:
     """`mse` (the paper's) or `l1` (pix2pix', Isola et al. 2017, equation 3), with the edit counted `edit_weight` times.
 
     The edit is where source and target differ. A retoucher touches so little that with an unweighted L1 loss changing nothing
-    is a minimum that training does not leave.
+    is a place that training takes long to leave.
     """
     error = fake - target
     error = jnp.square(error) if kind == "mse" else jnp.abs(error)
-    if edit_weight == 1:
-        return jnp.mean(error)
     edit = jnp.any(source != target, axis=-1, keepdims=True)
     return jnp.mean(jnp.where(edit, edit_weight, 1.0) * error)
+
+
+def edit_weight(initial: float, steps: int, step: jax.Array) -> jax.Array:
+    """The weight of the edit at `step`: from `initial` linearly to 1 over `steps`."""
+    return 1.0 + (initial - 1.0) * jnp.clip(1.0 - step / steps, 0.0, 1.0)
 
 
 def perceptual(fake: Features, target: Features) -> jax.Array:

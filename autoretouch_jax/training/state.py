@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,12 +10,12 @@ import numpy as np
 from autoretouch_jax.config import Config
 from autoretouch_jax.models.autoretouch import AutoRetouchGenerator
 from autoretouch_jax.models.patchgan import SeedPatchGAN
-from autoretouch_jax.models.vgg import VGG
 from autoretouch_jax.models.weights import load_vgg
 from autoretouch_jax.training import optim
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Learner:
     """One trained network: float32 parameters, BatchNorm's moving averages (empty without BatchNorm), Adam's moments."""
 
@@ -25,7 +24,8 @@ class Learner:
     opt: Any
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class State:
     """Everything a checkpoint must hold for the next step to be the same. `discriminator` is None without adversarial loss."""
 
@@ -39,9 +39,9 @@ class State:
 class Networks:
     """The modules; their parameters live in `State`, or, for the frozen VGG, in the step's third argument."""
 
-    generator: AutoRetouchGenerator
-    discriminator: SeedPatchGAN | None
-    vgg: VGG | None
+    generator: Any  # AutoRetouchGenerator
+    discriminator: Any  # SeedPatchGAN, or None without adversarial loss
+    vgg: Any  # VGG, or None without perceptual loss
 
 
 def make_networks(config: Config) -> tuple[Networks, Any]:

@@ -45,7 +45,8 @@ def train_step(state: State, batch: dict[str, jax.Array], frozen: Any, *, networ
     if discriminator is not None:
         discriminator, metrics = _update_discriminator(discriminator, source, target, fake, factor, networks, config)
 
-    cotangents, terms = _generator_cotangents(fake, source, target, discriminator, frozen, networks, config)
+    edit_weight = losses.edit_weight(config.loss.edit_weight, config.loss.edit_weight_steps, state.step)
+    cotangents, terms = _generator_cotangents(fake, source, target, edit_weight, discriminator, frozen, networks, config)
     gradients, generator_stats = parallel.mean((pull(sum(cotangents.values()))[0], generator_stats))
     generator = _descend(state.generator, gradients, generator_stats, config.optim.generator_lr * factor, config)
     ema = optim.ema_update(state.ema, generator.params, config.optim.ema, state.step)
@@ -80,11 +81,11 @@ def _update_discriminator(learner: Learner, source, target, fake, factor, networ
     return _descend(learner, gradients, stats, config.optim.discriminator_lr * factor, config), metrics
 
 
-def _generator_cotangents(fake, source, target, discriminator: Learner | None, frozen, networks: Networks, config: Config):
+def _generator_cotangents(fake, source, target, edit_weight, discriminator, frozen, networks: Networks, config: Config):
     """Per loss term: its weighted gradient at the fake, and its unweighted value."""
     weights, functions = config.loss, {}
     if weights.pixel_weight > 0:
-        functions["pixel"] = weights.pixel_weight, lambda x: losses.pixel(weights.pixel, x, target, source, weights.edit_weight)
+        functions["pixel"] = weights.pixel_weight, lambda x: losses.pixel(weights.pixel, x, target, source, edit_weight)
     if discriminator is not None:
         variables = {"params": discriminator.params, "batch_stats": discriminator.stats}
 
@@ -103,6 +104,8 @@ def _generator_cotangents(fake, source, target, discriminator: Learner | None, f
     for name, (weight, function) in functions.items():
         terms[name], gradient = jax.value_and_grad(function)(fake)
         cotangents[name] = weight * gradient
+    if "pixel" in terms:  # logged without the edit's weight, so that its curve is comparable over the run
+        terms["pixel"] = losses.pixel(weights.pixel, fake, target, source, 1.0)
     return cotangents, terms
 
 
