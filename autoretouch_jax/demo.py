@@ -62,7 +62,7 @@ def make_data(folder: Path) -> None:
         photo = photos[seed % 4 == 3]  # a person three times out of four, a cat the fourth
         report.save_picture(folder / "train" / f"photo{seed:03d}.png", faces.restyled(photo, seed))
     held_out = {f"drawn{i}": faces.draw_face(HELD_OUT_SEED + i) for i in range(HELD_OUT_FACES)} | {"portrait": faces.portrait()}
-    blemishes = BlemishConfig(per_megapixel=(200.0, 500.0), radius=(1.0, 8.0), strength=(0.25, 0.95), clean_share=0.0)
+    blemishes = BlemishConfig(per_megapixel=(200.0, 500.0), radius=(1.0, 6.0), strength=(0.4, 0.95), clean_share=0.0)
     for number, (name, clean) in enumerate(held_out.items()):
         source = add_blemishes(np.random.default_rng([HELD_OUT_SEED, number]), clean, blemishes)
         report.save_picture(folder / "heldout" / "source" / f"{name}.png", source)

@@ -16,7 +16,7 @@ from autoretouch_jax.config import (
 )
 
 config = Config(
-    generator=GeneratorConfig(width=16, blocks=6, norm="none", head="residual"),
+    generator=GeneratorConfig(width=16, blocks=6, norm="none", head="residual", dead_zone=2),
     discriminator=DiscriminatorConfig(width=16, norm="none"),
     loss=LossConfig(
         pixel="l1",

@@ -1,9 +1,18 @@
 """Eight fake CPU devices, and small data drawn by the program."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+# The same small programs are compiled by many tests, and by the processes they start: compile each once.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="autoretouch-tests-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import dataclasses
 from pathlib import Path
@@ -52,7 +61,7 @@ def pair_folders(face_folder, tmp_path) -> tuple[Path, Path]:
     return source, target
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_config(face_folder) -> Config:
     """A run of seconds with both losses that need no weights, on one device."""
     return Config(

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,15 +37,22 @@ def assert_same_run(config, a: Path, b: Path):
     assert (a / "model" / "model.safetensors").read_bytes() == (b / "model" / "model.safetensors").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory, small_config) -> Path:
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    assert loop.run(small_config, workdir) == 0
+    return workdir
+
+
 @pytest.fixture
-def undisturbed(small_config, tmp_path) -> Path:
-    assert loop.run(small_config, tmp_path / "whole") == 0
-    return tmp_path / "whole"
+def undisturbed(whole_run, tmp_path) -> Path:
+    """A copy of a run of `small_config` that nothing interrupted."""
+    return Path(shutil.copytree(whole_run, tmp_path / "undisturbed"))
 
 
-def test_six_steps_are_three_and_three(small_config, tmp_path, undisturbed):
+def test_six_steps_are_three_and_three(small_config, tmp_path):
     parts = tmp_path / "parts"
-    longer_schedule = edited(small_config, optim={"decay_share": 0.0})
+    longer_schedule = edited(small_config, optim={"decay_share": 0.0}, train={"log_every": 3})
     whole = tmp_path / "constant"
     assert loop.run(longer_schedule, whole) == 0
     assert loop.run(edited(longer_schedule, train={"steps": 3}), parts) == 0
@@ -142,7 +150,7 @@ sys.exit(loop.run(pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2]
 def test_kill_nine_at_random_moments_loses_nothing(small_config, tmp_path):
     import pickle
 
-    config = edited(small_config, train={"steps": 60, "checkpoint_every": 2, "sample_every": 20})
+    config = edited(small_config, train={"steps": 40, "checkpoint_every": 2, "sample_every": 20})
     (tmp_path / "config.pickle").write_bytes(pickle.dumps(config))
 
     def start(workdir: Path) -> subprocess.Popen:

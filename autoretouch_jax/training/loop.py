@@ -85,19 +85,20 @@ def run(config: Config, workdir: Path) -> int:
 
     Raises Refused, before anything is written, when the config, the data, a weight file or the work directory do not fit.
     """
-    config = configs.resolve(config)
-    configs.validate(config)
-    stored = workdir / "config.json"
-    if stored.is_file():
-        configs.refuse_other_run(config, stored)
-    trainer = Trainer(config)
-    try:
-        (workdir / "samples").mkdir(parents=True, exist_ok=True)
-        configs.write_json(config, stored)
-    except OSError as error:
-        raise Refused(f"--workdir {workdir}: cannot be written ({error}); choose another") from error
-    with StopRequest() as stop, Checkpoints(workdir / "checkpoints") as checkpoints:
-        return _train(trainer, workdir, checkpoints, stop)
+    with StopRequest() as stop:
+        config = configs.resolve(config)
+        configs.validate(config)
+        stored = workdir / "config.json"
+        if stored.is_file():
+            configs.refuse_other_run(config, stored)
+        trainer = Trainer(config)
+        try:
+            (workdir / "samples").mkdir(parents=True, exist_ok=True)
+            configs.write_json(config, stored)
+        except OSError as error:
+            raise Refused(f"--workdir {workdir}: cannot be written ({error}); choose another") from error
+        with Checkpoints(workdir / "checkpoints") as checkpoints:
+            return _train(trainer, workdir, checkpoints, stop)
 
 
 def _train(trainer: Trainer, workdir: Path, checkpoints: Checkpoints, stop: StopRequest) -> int:
