@@ -15,7 +15,7 @@ from autoretouch_jax.config import (
 )
 
 config = Config(
-    generator=GeneratorConfig(width=16, blocks=6, norm="none", head="residual", dead_zone=3),
+    generator=GeneratorConfig(width=16, blocks=6, norm="none", head="residual", dead_zone=6),
     discriminator=DiscriminatorConfig(width=4, norm="none"),
     loss=LossConfig(
         pixel="l1",
