@@ -72,7 +72,7 @@ class BlemishConfig:
 
     per_megapixel: tuple[float, float] = (1500.0, 8000.0)
     """Blemishes per million pixels, drawn log-uniformly for each crop."""
-    radius: tuple[float, float] = (1.0, 12.0)
+    radius: tuple[float, float] = (1.0, 10.0)
     """Log-uniform; large radii are rarer."""
     strength: tuple[float, float] = (0.2, 0.9)
     """How far a blemish moves the skin towards its own colour."""
