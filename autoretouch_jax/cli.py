@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from tyro.conf import Positional
@@ -40,10 +40,10 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a model on pairs, beside doing nothing (the identity row)."""
+    """Measure models on pairs, beside doing nothing (the identity row)."""
 
-    model: Positional[Path]
-    """A run, or its model/ folder."""
+    models: Positional[tuple[Path, ...]]
+    """Runs, or their model/ folders: a row each."""
     source: Path
     """Folder of images before retouching."""
     target: Path
@@ -52,6 +52,12 @@ class Evaluate:
     """Also write every number to this file."""
     pictures: Path | None = None
     """Also write source, output, target and amplified difference of each pair to this folder."""
+    lpips: Literal["none", "squeeze", "alex", "vgg16"] = "none"
+    """Also the perceptual distance LPIPS 0.1 to the target, with this backbone."""
+    lpips_weights: str = "download"
+    """The backbone's ImageNet weights as torchvision names them (.pth, .npz), or `download`."""
+    lpips_heads: str = "download"
+    """LPIPS' linear heads (.pth, .npz), or `download`."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,21 @@ class Demo:
     """An ordinary run: evaluate, retouch and train take it."""
 
 
+@dataclass(frozen=True)
+class Models:
+    """List the networks: parameters, receptive field, multiply-accumulates at 512² and 1024², source."""
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Bring a trained PyTorch pix2pix or pix2pixHD generator along: its state dict becomes a model/ folder."""
+
+    weights: Positional[Path]
+    """A .pth state dict (read without executing it) or .npz: pix2pix' U-Net, pix2pixHD's global generator or local enhancer."""
+    out: Path
+    """The model folder to write; evaluate and retouch take it."""
+
+
 def _train(argv: Sequence[str]) -> int:
     named = next((arg for arg in argv if arg.endswith(".py")), None)
     default = configs.load(named) if named else configs.Config()
@@ -91,9 +112,33 @@ def _train(argv: Sequence[str]) -> int:
 
 def _evaluate(argv: Sequence[str]) -> int:
     arguments = parse("evaluate", Evaluate, argv)
-    from autoretouch_jax.evaluation import evaluate
+    from autoretouch_jax.data.sources import PairSource
+    from autoretouch_jax.evaluation import evaluate, lpips
 
-    return evaluate.run(arguments.model, arguments.source, arguments.target, arguments.json, arguments.pictures)
+    if not arguments.models:
+        raise Refused("MODEL is missing: name a run, or its model/ folder")
+    pairs = PairSource(arguments.source, arguments.target)
+    metric = None
+    if arguments.lpips != "none":
+        metric = lpips.load(arguments.lpips, arguments.lpips_weights, arguments.lpips_heads)
+    return evaluate.run(arguments.models, pairs, arguments.json, arguments.pictures, metric)
+
+
+def _models(argv: Sequence[str]) -> int:
+    parse("models", Models, argv)
+    from autoretouch_jax import catalogue
+
+    return catalogue.run()
+
+
+def _convert(argv: Sequence[str]) -> int:
+    arguments = parse("convert", Convert, argv)
+    from autoretouch_jax.models import bundle, peers, weights
+
+    config, variables = peers.generator(weights.read_arrays(arguments.weights))
+    bundle.save_model(arguments.out, config, variables["params"], variables.get("batch_stats"), 0)
+    print(f"{arguments.out}: {config}")
+    return 0
 
 
 def _retouch(argv: Sequence[str]) -> int:
@@ -115,6 +160,8 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], type]] = {
     "train": (_train, Train),
     "evaluate": (_evaluate, Evaluate),
     "retouch": (_retouch, Retouch),
+    "models": (_models, Models),
+    "convert": (_convert, Convert),
 }
 
 
@@ -124,7 +171,11 @@ def parse(verb: str, arguments: type[T], argv: Sequence[str], default: Any = tyr
     try:
         with contextlib.redirect_stderr(heard):
             return tyro.cli(
-                arguments, prog=f"autoretouch {verb}", args=list(argv), default=default, config=(tyro.conf.FlagConversionOff,)
+                arguments,
+                prog=f"autoretouch {verb}",
+                args=list(argv),
+                default=default,
+                config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
             )
     except SystemExit as stop:
         if not stop.code:

@@ -15,35 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from autoretouch_jax import architecture
+from autoretouch_jax.architecture import AutoRetouch, Discriminator, Generator, SeedPatchGAN
 from autoretouch_jax.errors import Refused
 
 REPOSITORY_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 INSTALLED_CONFIGS = Path(__file__).resolve().parent / "configs"
-
-
-@dataclass(frozen=True)
-class GeneratorConfig:
-    """The AutoRetouch generator."""
-
-    width: int = 64
-    """Channels of the stem; the residual blocks have twice as many."""
-    blocks: int = 15
-    """Residual blocks at half resolution."""
-    norm: Literal["batch", "none"] = "batch"
-    """`batch` is the paper's; `none` has no train/test mismatch and no colour shifts."""
-    head: Literal["tanh", "residual"] = "tanh"
-    """`tanh` is the paper's; `residual` adds a zero-initialised delta to the input, so training starts at the identity."""
-    dead_zone: int = 0
-    """When retouching: pixels that would change by at most this many 8-bit levels in every channel stay as they are."""
-
-
-@dataclass(frozen=True)
-class DiscriminatorConfig:
-    """The PatchGAN that judges (source, image) pairs."""
-
-    width: int = 64
-    """Channels of the first layer; they double three times."""
-    norm: Literal["batch", "none"] = "batch"
 
 
 @dataclass(frozen=True)
@@ -54,13 +31,27 @@ class LossConfig:
     pixel_weight: float = 100.0
     edit_weight: float = 1.0
     """How many times a pixel of the edit counts in the pixel loss at the start (1: as any other)."""
-    edit_weight_steps: int = 1
-    """Steps over which the edit's weight falls to 1: first the network learns to find, then to leave alone."""
+    edit_weight_steps: int = 0
+    """Steps over which the edit's weight falls to 1: first the network learns to find, then to leave alone. 0: it stays."""
     adversarial: Literal["bce", "lsgan", "hinge"] = "bce"
     adversarial_weight: float = 1.0
+    adversarial_ramp: int = 0
+    """Steps over which the adversarial weight rises from 0; 0 gives it in full from the start."""
+    feature_matching_weight: float = 0.0
+    """Mean absolute difference of the discriminator's features for fake and target (pix2pixHD); needs `network="patchgan"`."""
+    mask_weight: float = 0.0
+    """Binary cross-entropy of the predicted edit mask; for `network="retouch"`."""
     perceptual_weight: float = 1.0
     perceptual_layers: tuple[str, ...] = ("relu1_2", "relu2_2", "relu3_3")
-    """VGG activations compared, each divided by the target's RMS activation so that weights do not depend on the layer."""
+    """VGG activations compared."""
+    perceptual_downsample: int = 1
+    """Average the images over squares of this side before the VGG: 2 costs a quarter and looks for larger spots."""
+    perceptual_layer_weights: tuple[float, ...] = ()
+    """A weight for each of them; none given: their mean."""
+    perceptual_scale: Literal["rms", "none"] = "rms"
+    """`rms` divides by the target's RMS activation, so that weights do not depend on layer or file; `none` is the published."""
+    vgg_input: Literal["imagenet", "raw"] = "imagenet"
+    """`imagenet` normalises as the weights were trained; `raw` feeds [-1, 1] as pix2pixHD's published code does."""
     vgg: Literal["vgg16", "vgg19"] = "vgg16"
     vgg_weights: str = "download"
     """A file (.pth, .npz, .h5), `download` (torchvision's, checked and cached), or `random` (for tests; it learns little)."""
@@ -89,6 +80,10 @@ class DataConfig:
     target: str | None = None
     crop: int = 256
     """Side of the square training crop, in pixels, even."""
+    resize: int = 0
+    """Resize every photo to this square side before the crop, as pix2pix does (286); 0 crops from full resolution."""
+    edit_crops: float = 0.0
+    """Share of the crops of a pair that are centred on an edited pixel; about a third of random crops hold no edit at all."""
     zoom: tuple[float, float] = (1.0, 1.0)
     """Random resize factor of a photo before the crop; a photo is never made smaller than the crop."""
     flip: bool = True
@@ -97,8 +92,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Adam for both networks: linear warm-up, constant, then a linear decay to zero over the last steps."""
+    """Adam for both networks, or Muon for the generator: linear warm-up, constant, then a linear decay to zero at the end."""
 
+    generator_optimizer: Literal["adam", "muon"] = "adam"
+    """`muon` learns in fewer steps, each a little dearer; the published recipes use Adam."""
     generator_lr: float = 2e-4
     discriminator_lr: float = 2e-4
     beta1: float = 0.5
@@ -108,6 +105,8 @@ class OptimConfig:
     """Share of `train.steps`, at the end, over which the learning rate falls to zero."""
     clip_norm: float = 0.0
     """Clip each network's gradient to this norm; 0 does not clip."""
+    global_frozen_steps: int = 0
+    """For pix2pixHD's local enhancer: steps during which its global generator does not move."""
     ema: float = 0.999
     """Decay of the generator's moving average per step, warmed up; 0 keeps no average."""
 
@@ -117,6 +116,12 @@ class TrainConfig:
     """The run itself."""
 
     steps: int = 100_000
+    """0: as many as `epochs` passes over the data make."""
+    epochs: int = 0
+    """Passes over the data; counts only where `steps` is 0."""
+    start_from: str | None = None
+    """A run or model/ folder whose weights the generator starts with: to fine-tune, or, for pix2pixHD's local enhancer, a
+    trained global generator."""
     batch: int = 8
     """Images per step over all devices."""
     seed: int = 0
@@ -148,8 +153,8 @@ class ParallelConfig:
 class Config:
     """One run."""
 
-    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    generator: Generator = field(default_factory=AutoRetouch)
+    discriminator: Discriminator = field(default_factory=SeedPatchGAN)
     loss: LossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -225,26 +230,34 @@ def resolve(config: Config) -> Config:
         source=config.data.source and absolute(config.data.source),
         target=config.data.target and absolute(config.data.target),
     )
-    loss = config.loss
+    loss, train = config.loss, config.train
     if loss.vgg_weights not in ("download", "random"):
         loss = dataclasses.replace(loss, vgg_weights=absolute(loss.vgg_weights))
-    return dataclasses.replace(config, data=data, loss=loss)
+    train = dataclasses.replace(train, start_from=train.start_from and absolute(train.start_from))
+    return dataclasses.replace(config, data=data, loss=loss, train=train)
 
 
 AT_LEAST_ONE = (
-    "generator.width", "discriminator.width", "train.batch", "train.steps", "train.checkpoint_every", "train.log_every",
-    "train.sample_every", "parallel.input_threads", "parallel.prefetch", "loss.edit_weight_steps",
+    "generator.width", "generator.widest", "generator.levels", "generator.downs", "discriminator.width", "discriminator.layers",
+    "discriminator.scales", "train.batch", "train.checkpoint_every", "train.log_every", "train.sample_every",
+    "parallel.input_threads", "parallel.prefetch", "loss.perceptual_downsample",
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "generator.blocks", "generator.dead_zone", "optim.warmup_steps", "optim.clip_norm", "parallel.devices", "train.seed",
-    "loss.pixel_weight", "loss.adversarial_weight", "loss.perceptual_weight",
+    "generator.blocks", "generator.global_blocks", "generator.local_blocks", "generator.dead_zone", "optim.warmup_steps",
+    "optim.clip_norm", "optim.global_frozen_steps", "parallel.devices", "train.seed", "train.steps", "train.epochs",
+    "data.resize", "loss.edit_weight_steps", "loss.pixel_weight", "loss.adversarial_weight", "loss.adversarial_ramp",
+    "loss.perceptual_weight", "loss.feature_matching_weight", "loss.mask_weight",
 )  # fmt: skip
 RULES: tuple[tuple[Sequence[str], Callable[[Any], bool], str], ...] = (
     (AT_LEAST_ONE, lambda value: value >= 1, "must be at least 1"),
     (NOT_NEGATIVE, lambda value: value >= 0, "must not be negative"),
     (("optim.generator_lr", "optim.discriminator_lr", "loss.edit_weight"), lambda value: value > 0, "must be positive"),
-    (("optim.beta1", "optim.beta2", "optim.ema"), lambda value: 0 <= value < 1, "must be in [0, 1)"),
-    (("optim.decay_share", "data.blemish.clean_share"), lambda value: 0 <= value <= 1, "must be in [0, 1]"),
+    (("optim.beta1", "optim.beta2", "optim.ema", "generator.dropout"), lambda value: 0 <= value < 1, "must be in [0, 1)"),
+    (
+        ("optim.decay_share", "data.blemish.clean_share", "data.edit_crops", "generator.gate"),
+        lambda value: 0 <= value <= 1,
+        "must be in [0, 1]",
+    ),
     (
         ("data.zoom", "data.blemish.radius", "data.blemish.strength", "data.blemish.per_megapixel"),
         lambda value: 0 < value[0] <= value[1],
@@ -259,22 +272,20 @@ def validate(config: Config) -> None:
     flat = flatten(config)
     for keys, holds, rule in RULES:
         for key in keys:
-            if not holds(flat[key]):
+            if key in flat and not holds(flat[key]):
                 raise Refused(f"--{key.replace('_', '-')} {flat[key]}: {rule}")
     _validate_combinations(config)
 
 
 def _validate_combinations(config: Config) -> None:
-    loss, data = config.loss, config.data
-    if loss.pixel_weight + loss.adversarial_weight + loss.perceptual_weight == 0:
-        raise Refused(
-            "--loss.pixel-weight, --loss.adversarial-weight and --loss.perceptual-weight are all 0: "
-            "nothing would be learned; give at least one a positive weight"
-        )
-    if loss.perceptual_weight > 0 and not loss.perceptual_layers:
-        raise Refused(
-            "--loss.perceptual-layers is empty: name at least one VGG layer, such as relu2_2, or set --loss.perceptual-weight 0"
-        )
+    _validate_losses(config)
+    data = config.data
+    if not config.train.steps and not config.train.epochs:
+        raise Refused("--train.steps and --train.epochs are both 0: nothing would be trained; give one of them")
+    if data.crop % (grid := architecture.grid(config.generator)):
+        raise Refused(f"--data.crop {data.crop}: network {config.generator.network} of this depth needs a multiple of {grid}")
+    if data.resize and data.resize < data.crop:
+        raise Refused(f"--data.resize {data.resize} is smaller than --data.crop {data.crop}; make it at least as large, or 0")
     if data.root and (data.source or data.target):
         raise Refused(
             "--data.root and --data.source/--data.target exclude each other: "
@@ -285,6 +296,33 @@ def _validate_combinations(config: Config) -> None:
         raise Refused(f"--data.{missing} is missing: pairs need both --data.source and --data.target")
     if not data.root and not data.source:
         raise Refused("no data: give --data.root FOLDER (clean faces) or --data.source A --data.target B (pairs)")
+
+
+def _validate_losses(config: Config) -> None:
+    loss, network = config.loss, config.generator.network
+    if loss.pixel_weight + loss.adversarial_weight + loss.perceptual_weight == 0:
+        raise Refused(
+            "--loss.pixel-weight, --loss.adversarial-weight and --loss.perceptual-weight are all 0: "
+            "nothing would be learned; give at least one a positive weight"
+        )
+    if loss.perceptual_weight > 0 and not loss.perceptual_layers:
+        raise Refused(
+            "--loss.perceptual-layers is empty: name at least one VGG layer, such as relu2_2, or set --loss.perceptual-weight 0"
+        )
+    if loss.perceptual_layer_weights and len(loss.perceptual_layer_weights) != len(loss.perceptual_layers):
+        raise Refused(
+            f"--loss.perceptual-layer-weights has {len(loss.perceptual_layer_weights)} numbers for "
+            f"{len(loss.perceptual_layers)} --loss.perceptual-layers; give one for each, or none"
+        )
+    if loss.feature_matching_weight > 0 and (config.discriminator.network != "patchgan" or loss.adversarial_weight == 0):
+        raise Refused(
+            "--loss.feature-matching-weight compares a patchgan's features: choose a config whose discriminator is a PatchGAN, "
+            "and an adversarial weight above 0"
+        )
+    if loss.mask_weight > 0 and network != "retouch":
+        raise Refused(f"--loss.mask-weight {loss.mask_weight}: network {network} predicts no mask; set it to 0")
+    if config.optim.global_frozen_steps and network != "pix2pixhd_local":
+        raise Refused(f"--optim.global-frozen-steps: network {network} has no global generator inside; set it to 0")
 
 
 def write_json(config: Config, path: Path) -> None:

@@ -89,7 +89,7 @@ def show(workdir: Path) -> int:
     """Evaluate on what was held out; print the table and where to look next."""
     held_out = workdir / "data" / "heldout"
     pairs = PairSource(held_out / "source", held_out / "target")
-    result, _ = evaluate.evaluate(load_model(workdir), pairs, workdir / "pictures")
+    result, _ = evaluate.evaluate({"model": load_model(workdir)}, pairs, workdir / "pictures")
     evaluate.write_result(workdir / "eval.json", result)
     print("\n" + report.table(result))
     print(f"""

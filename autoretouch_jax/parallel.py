@@ -63,3 +63,8 @@ def wrap_step(step: Callable, mesh: Mesh, mode: str) -> Callable:
 def mean(tree: Any) -> Any:
     """Average over the devices; to be called inside the step."""
     return jax.lax.pmean(tree, AXIS)
+
+
+def fold_in_device(key: jax.Array) -> jax.Array:
+    """A key of this device's own; to be called inside the step."""
+    return jax.random.fold_in(key, jax.lax.axis_index(AXIS))

@@ -3,20 +3,19 @@
 No VGG: the demo needs no download.
 """
 
+from autoretouch_jax.architecture import AutoRetouch, SeedPatchGAN
 from autoretouch_jax.config import (
     BlemishConfig,
     Config,
     DataConfig,
-    DiscriminatorConfig,
-    GeneratorConfig,
     LossConfig,
     OptimConfig,
     TrainConfig,
 )
 
 config = Config(
-    generator=GeneratorConfig(width=16, blocks=6, norm="none", head="residual", dead_zone=6),
-    discriminator=DiscriminatorConfig(width=4, norm="none"),
+    generator=AutoRetouch(width=16, blocks=6, norm="none", head="residual", dead_zone=6),
+    discriminator=SeedPatchGAN(width=4, norm="none"),
     loss=LossConfig(
         pixel="l1",
         pixel_weight=100.0,

@@ -21,11 +21,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from autoretouch_jax.architecture import AutoRetouch, SeedPatchGAN
 from autoretouch_jax.config import (
     Config,
     DataConfig,
-    DiscriminatorConfig,
-    GeneratorConfig,
     LossConfig,
     OptimConfig,
     ParallelConfig,
@@ -49,15 +48,25 @@ def face_folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def pair_folders(face_folder, tmp_path) -> tuple[Path, Path]:
     """The same faces blemished (JPEG-free) and clean, in nested folders; targets with an opaque alpha channel."""
-    source, target = tmp_path / "source", tmp_path / "target"
+    return make_pairs(face_folder, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def module_pairs(face_folder, tmp_path_factory) -> tuple[Path, Path]:
+    """`pair_folders`, for a whole module."""
+    return make_pairs(face_folder, tmp_path_factory.mktemp("pairs"))
+
+
+def make_pairs(face_folder: Path, folder: Path) -> tuple[Path, Path]:
+    source, target = folder / "source", folder / "target"
     for number, path in enumerate(sorted(face_folder.glob("*.png"))):
         clean = np.asarray(Image.open(path))
         blemished = add_blemishes(
             np.random.default_rng(number), clean, dataclasses.replace(DataConfig().blemish, clean_share=0.0)
         )
-        for folder, image in ((source, Image.fromarray(blemished)), (target, Image.fromarray(clean).convert("RGBA"))):
-            (folder / "nested").mkdir(parents=True, exist_ok=True)
-            image.save(folder / "nested" / path.name)
+        for home, image in ((source, Image.fromarray(blemished)), (target, Image.fromarray(clean).convert("RGBA"))):
+            (home / "nested").mkdir(parents=True, exist_ok=True)
+            image.save(home / "nested" / path.name)
     return source, target
 
 
@@ -65,8 +74,8 @@ def pair_folders(face_folder, tmp_path) -> tuple[Path, Path]:
 def small_config(face_folder) -> Config:
     """A run of seconds with both losses that need no weights, on one device."""
     return Config(
-        generator=GeneratorConfig(width=4, blocks=1, norm="none", head="residual"),
-        discriminator=DiscriminatorConfig(width=4, norm="none"),
+        generator=AutoRetouch(width=4, blocks=1, norm="none", head="residual"),
+        discriminator=SeedPatchGAN(width=4, norm="none"),
         loss=LossConfig(pixel="l1", perceptual_weight=0.0, adversarial="lsgan"),
         data=DataConfig(root=str(face_folder), crop=32),
         optim=OptimConfig(ema=0.9),

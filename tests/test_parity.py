@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from conftest import GOLDEN
 
-from autoretouch_jax.config import DiscriminatorConfig, GeneratorConfig
+from autoretouch_jax.architecture import AutoRetouch
+from autoretouch_jax.architecture import SeedPatchGAN as Seed
 from autoretouch_jax.evaluation import metrics
 from autoretouch_jax.models.autoretouch import AutoRetouchGenerator
 from autoretouch_jax.models.patchgan import SeedPatchGAN
-from autoretouch_jax.models.weights import seed_keras_variables
+from autoretouch_jax.models.peers import seed_keras_variables
 
 TOLERANCE = 1e-5
 
@@ -22,9 +23,7 @@ def golden() -> dict[str, np.ndarray]:
 
 def network(golden, case: str):
     arrays = {name.split("|")[1]: value for name, value in golden.items() if name.startswith(f"{case}/w")}
-    module = (
-        AutoRetouchGenerator(GeneratorConfig(width=8, blocks=3)) if case == "G" else SeedPatchGAN(DiscriminatorConfig(width=4))
-    )
+    module = AutoRetouchGenerator(AutoRetouch(width=8, blocks=3)) if case == "G" else SeedPatchGAN(Seed(width=4))
     inputs = [golden[f"{case}/in{i}"] for i in range(1 if case == "G" else 2)]
     return module, seed_keras_variables(arrays), inputs
 
@@ -54,8 +53,8 @@ def test_training_mode_and_moving_averages(golden, case):
 @pytest.mark.parametrize(
     ("module", "images", "trainable", "total"),
     [
-        (AutoRetouchGenerator(GeneratorConfig()), 1, 4_594_051, 4_601_731),
-        (SeedPatchGAN(DiscriminatorConfig()), 2, 2_769_601, 2_771_393),
+        (AutoRetouchGenerator(AutoRetouch()), 1, 4_594_051, 4_601_731),
+        (SeedPatchGAN(Seed()), 2, 2_769_601, 2_771_393),
     ],
     ids=["generator", "discriminator"],
 )

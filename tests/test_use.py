@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from autoretouch_jax import cli
-from autoretouch_jax.config import GeneratorConfig
+from autoretouch_jax.architecture import AutoRetouch
 from autoretouch_jax.data import faces
 from autoretouch_jax.errors import Refused
 from autoretouch_jax.evaluation import metrics
@@ -18,7 +18,7 @@ from autoretouch_jax.models.bundle import Model, load_model, retouch_array, save
 
 def random_model(**changes) -> Model:
     """A generator with random weights in every layer, so that it changes every pixel."""
-    config = GeneratorConfig(**({"width": 4, "blocks": 1, "norm": "none", "head": "residual"} | changes))
+    config = AutoRetouch(**({"width": 4, "blocks": 1, "norm": "none", "head": "residual"} | changes))
     variables = AutoRetouchGenerator(config).init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
     rng = np.random.default_rng(0)
     return Model(config, jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), variables))
@@ -70,13 +70,13 @@ def test_strength_and_dead_zone():
     assert np.abs(half - expected).max() <= 0.5
     change = np.abs(full.astype(int) - image).max(-1)
     level = int(np.median(change))
-    gated = retouch_array(Model(GeneratorConfig(**{**vars(model.config), "dead_zone": level}), model.variables), image)
+    gated = retouch_array(Model(AutoRetouch(**{**vars(model.config), "dead_zone": level}), model.variables), image)
     np.testing.assert_array_equal(gated[change <= level], image[change <= level])
     np.testing.assert_array_equal(gated[change > level], full[change > level])
 
 
 def test_an_untrained_residual_generator_is_the_identity():
-    config = GeneratorConfig(width=4, blocks=1, norm="none", head="residual")
+    config = AutoRetouch(width=4, blocks=1, norm="none", head="residual")
     variables = AutoRetouchGenerator(config).init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
     image = np.random.default_rng(1).integers(0, 256, (33, 40, 3), dtype=np.uint8)
     np.testing.assert_array_equal(retouch_array(Model(config, variables), image), image)

@@ -25,7 +25,13 @@ class Augment(grain.transforms.RandomMap):
     def random_map(self, element: Example, rng: np.random.Generator) -> Example:
         """The same crop, zoom and flip for both images; fresh blemishes where the example has no source."""
         config = self.config
-        box = self._box(element["target"], rng, synthetic="source" not in element)
+        if config.resize:
+            square = (config.resize, config.resize)
+            element = {
+                name: np.asarray(Image.fromarray(image).resize(square, Image.Resampling.BICUBIC))
+                for name, image in element.items()
+            }
+        box = self._box(element, rng)
         pair = {name: _cut(image, box, config.crop) for name, image in element.items()}
         if config.flip and rng.random() < 0.5:
             pair = {name: image[:, ::-1] for name, image in pair.items()}
@@ -33,12 +39,23 @@ class Augment(grain.transforms.RandomMap):
         source = pair["source"] if "source" in pair else add_blemishes(rng, target, config.blemish)
         return {"source": np.ascontiguousarray(source), "target": target}
 
-    def _box(self, image: np.ndarray, rng: np.random.Generator, synthetic: bool) -> tuple[int, int, int]:
-        """Top, left and side of the crop, in the image's pixels; on skin, if tries find any, for synthetic pairs."""
+    def _box(self, element: Example, rng: np.random.Generator) -> tuple[int, int, int]:
+        """Top, left and side of the crop, in the image's pixels.
+
+        For pairs, a share `edit_crops` is centred on an edited pixel; faces are cut where there is skin, if tries find any.
+        """
+        image, synthetic = element["target"], "source" not in element
         height, width = image.shape[:2]
         low, high = np.log(self.config.zoom)
         side = round(self.config.crop / float(np.exp(rng.uniform(low, high))))
         side = min(side, height, width)
+        if not synthetic and rng.random() < self.config.edit_crops:
+            edited = np.flatnonzero((element["source"] != image).any(-1))
+            if edited.size:
+                row, column = divmod(int(rng.choice(edited)), width)
+                top = min(max(row - int(rng.integers(side)), 0), height - side)
+                left = min(max(column - int(rng.integers(side)), 0), width - side)
+                return top, left, side
         for _ in range(SKIN_TRIES if synthetic else 1):
             top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
             step = max(1, side // 16)

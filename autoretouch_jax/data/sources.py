@@ -71,7 +71,7 @@ def open_source(config: DataConfig) -> FaceSource | PairSource:
         assert config.target
         source = PairSource(Path(config.source), Path(config.target))
     path, width, height = source.smallest
-    if config.crop > min(width, height):
+    if not config.resize and config.crop > min(width, height):
         raise Refused(
             f"--data.crop {config.crop} is larger than {path} ({width}×{height}); choose a smaller crop, or leave it out"
         )

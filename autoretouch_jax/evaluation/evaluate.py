@@ -1,16 +1,19 @@
-"""`autoretouch evaluate`: a model on pairs of files, beside doing nothing."""
+"""`autoretouch evaluate`: models on pairs of files, beside doing nothing."""
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from autoretouch_jax.data.sources import PairSource, some
 from autoretouch_jax.errors import BadInput, Refused
 from autoretouch_jax.evaluation import metrics, report
-from autoretouch_jax.models.bundle import Model, load_model, retouch_array
+from autoretouch_jax.evaluation.lpips import Metric
+from autoretouch_jax.models.bundle import Model, finish, load_model, raw_output
 
 PROTOCOL = (
     "8-bit RGB at full resolution, as a user would see it; edit: pixels where any channel of source and target differs by "
@@ -18,8 +21,13 @@ PROTOCOL = (
 )
 
 
-def evaluate(model: Model, pairs: PairSource, pictures: Path | None = None) -> tuple[dict[str, Any], list[str]]:
-    """`({"n", "protocol", "identity", "model", "images"}, faults)`; a pair that cannot be decoded becomes a fault."""
+def evaluate(
+    models: Mapping[str, Model], pairs: PairSource, pictures: Path | None = None, lpips: Metric | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """`({"n", "protocol", "identity", "model", "images"}, faults)`; a pair that cannot be decoded becomes a fault.
+
+    Of several models, `model` is the first; `models` then has the means of each under its name, here and for each image.
+    """
     images, faults = [], []
     for index in tqdm(range(len(pairs)), desc="evaluating", unit="image", dynamic_ncols=True, disable=None):
         try:
@@ -28,36 +36,61 @@ def evaluate(model: Model, pairs: PairSource, pictures: Path | None = None) -> t
             faults.append(str(error))
             continue
         source, target = pair["source"], pair["target"]
-        output = retouch_array(model, source)
-        images.append(
-            {
-                "name": pairs.names[index],
-                "identity": metrics.compare(source, target, source),
-                "model": metrics.compare(source, target, output) | metrics.compare_edit(source, target, output),
-            }
-        )
-        if pictures:
-            path = pictures / f"{pairs.names[index]}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            report.save_picture(path, report.comparison(source, output, target))
+        rows: dict[str, Any] = {}
+        for name, model in models.items():
+            rows[name], output = _measure(model, source, target, lpips)
+            if pictures:
+                folder = pictures / name if len(models) > 1 else pictures
+                path = folder / f"{pairs.names[index]}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                report.save_picture(path, report.comparison(source, output, target))
+        identity = metrics.compare(source, target, source) | _lpips(lpips, source, target)
+        image = {"name": pairs.names[index], "identity": identity, "model": next(iter(rows.values()))}
+        images.append(image | ({"models": rows} if len(models) > 1 else {}))
     if not images:
         raise BadInput(f"no pair could be read: {some(faults)}")
-    means = {row: metrics.mean([image[row] for image in images]) for row in ("identity", "model")}
+    means: dict[str, Any] = {row: metrics.mean([image[row] for image in images]) for row in ("identity", "model")}
+    if len(models) > 1:
+        means["models"] = {name: metrics.mean([image["models"][name] for image in images]) for name in models}
     return {"n": len(images), "protocol": PROTOCOL, **means, "images": images}, faults
 
 
-def run(model: Path, source: Path, target: Path, json_path: Path | None, pictures: Path | None) -> int:
+def _measure(model: Model, source: np.ndarray, target: np.ndarray, lpips: Metric | None) -> tuple[metrics.Values, np.ndarray]:
+    raw, need = raw_output(model, source)
+    output = finish(model.config, source, raw, need)
+    values = metrics.compare(source, target, output) | metrics.compare_edit(source, target, output)
+    values["edit_recovered_ungated"] = metrics.compare_edit(source, target, raw)["edit_recovered"]
+    return values | _lpips(lpips, output, target), output
+
+
+def _lpips(lpips: Metric | None, a: np.ndarray, b: np.ndarray) -> metrics.Values:
+    return {"lpips": lpips(a, b)} if lpips else {}
+
+
+def run(models: Sequence[Path], pairs: PairSource, json_path: Path | None, pictures: Path | None, lpips: Metric | None) -> int:
     """Check everything, evaluate, print the table, write the JSON. Returns the exit status."""
     if json_path and json_path.is_dir():
         raise Refused(f"--json {json_path}: is a folder; give a file name")
-    loaded, pairs = load_model(model), PairSource(source, target)
-    result, faults = evaluate(loaded, pairs, pictures)
+    result, faults = evaluate(_named(models), pairs, pictures, lpips)
     print(report.table(result))
     if json_path:
         write_result(json_path, result)
     for fault in faults:
         print(f"left out: {fault}", file=sys.stderr)
     return 1 if faults else 0
+
+
+def _named(folders: Sequence[Path]) -> dict[str, Model]:
+    """Each model under its run's name, with a number where two runs have the same."""
+    models: dict[str, Model] = {}
+    for folder in folders:
+        home = folder.resolve()
+        name = base = (home.parent if home.name == "model" else home).name
+        number = 2
+        while name in models:
+            name, number = f"{base}-{number}", number + 1
+        models[name] = load_model(folder)
+    return models
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:

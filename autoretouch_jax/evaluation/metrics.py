@@ -23,14 +23,18 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float | None:
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float | None:
-    """SSIM with the Gaussian window, mean over channels; None for images smaller than the window."""
+    """SSIM with the Gaussian window (Wang et al. 2004), mean over channels; None for images smaller than the window."""
     if min(a.shape[:2]) < SSIM_WINDOW:
         return None
-    return float(
-        structural_similarity(
-            a, b, channel_axis=2, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
-        )
-    )
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return float(structural_similarity(a, b, channel_axis=2, data_range=255, **options))
+
+
+def ssim_uniform7(a: np.ndarray, b: np.ndarray) -> float | None:
+    """SSIM with scikit-image's default window, 7×7 and uniform, as some papers report it."""
+    if min(a.shape[:2]) < 7:
+        return None
+    return float(structural_similarity(a, b, channel_axis=2, data_range=255))
 
 
 def edit_mask(source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -49,15 +53,18 @@ def compare(source: np.ndarray, target: np.ndarray, output: np.ndarray) -> Value
 
 
 def compare_edit(source: np.ndarray, target: np.ndarray, output: np.ndarray) -> Values:
-    """What a model did: `edit_recovered` (0: nothing, 1: all of the edit) and `outside_error` (in 1/255)."""
+    """What a model did: `edit_recovered` (0: nothing, 1: all of the edit), `outside_error` (in 1/255) and
+    `outside_identical` (share of the pixels outside the edit that came back bit-identical).
+    """
     edit = edit_mask(source, target)
     source, target, output = (image.astype(np.int64) for image in (source, target, output))
-    recovered = outside = None
+    recovered = outside = identical = None
     if edit.any():
         recovered = 1 - float(np.abs(output - target)[edit].sum() / np.abs(source - target)[edit].sum())
     if not edit.all():
         outside = float(np.abs(output - source)[~edit].mean())
-    return {"edit_recovered": recovered, "outside_error": outside}
+        identical = float((output == source).all(-1)[~edit].mean())
+    return {"edit_recovered": recovered, "outside_error": outside, "outside_identical": identical}
 
 
 def mean(rows: list[Values]) -> dict[str, object]:

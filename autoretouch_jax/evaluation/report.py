@@ -13,21 +13,23 @@ COLUMNS = {
     "edit_psnr": ("edit PSNR dB", "{:.2f}"),
     "edit_recovered": ("edit recovered", "{:.3f}"),
     "outside_error": ("outside error /255", "{:.3f}"),
+    "outside_identical": ("outside identical", "{:.2%}"),
+    "lpips": ("LPIPS", "{:.4f}"),
 }
-DO_NOTHING = {"edit_recovered": 0.0, "outside_error": 0.0}  # by definition
+DO_NOTHING = {"edit_recovered": 0.0, "outside_error": 0.0, "outside_identical": 1.0}  # by definition
 
 
 def table(result: dict[str, Any]) -> str:
-    """The identity's row and the model's, as text."""
-    rows = [["", *(title for title, _ in COLUMNS.values())]]
-    for name in ("identity", "model"):
-        values = (DO_NOTHING if name == "identity" else {}) | result[name]
-        cells = [form.format(values[key]) if values[key] is not None else "–" for key, (_, form) in COLUMNS.items()]
-        rows.append([name, *cells])
+    """The identity's row and each model's, as text."""
+    models = result.get("models", {"model": result["model"]})
+    columns = {key: column for key, column in COLUMNS.items() if key in result["model"]}
+    rows = [["", *(title for title, _ in columns.values())]]
+    for name, means in {"identity": DO_NOTHING | result["identity"], **models}.items():
+        rows.append([name, *(form.format(means[key]) if means[key] is not None else "–" for key, (_, form) in columns.items())])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     lines.append(f"means over {result['n']} image(s); identity is doing nothing")
-    left_out = {name: count for name, count in result["model"]["undefined"].items() if count}
+    left_out = {name: count for name, count in result["model"]["undefined"].items() if count and name in columns}
     if left_out:
         lines.append("left out where undefined: " + ", ".join(f"{name} {count}" for name, count in left_out.items()))
     return "\n".join(lines)

@@ -9,37 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from autoretouch_jax.config import GeneratorConfig
+from autoretouch_jax import architecture
+from autoretouch_jax.models.layers import batch_norm, contrast_init, leaky, upsample_nearest
 
-LEAK = 0.2  # LeakyReLU's slope in the reference implementation
 BATCH_NORM_EPSILON = 1e-3  # Keras' default
 BATCH_NORM_MOMENTUM = 0.8  # the reference implementation's; found again in its moving averages
-CONTRAST_GAIN = 4.0  # ours: brings the stem's response to skin texture to about unit scale
-
-
-def leaky(x: jax.Array) -> jax.Array:
-    """LeakyReLU with the reference implementation's slope."""
-    return nn.leaky_relu(x, LEAK)
-
-
-def batch_norm(train: bool, name: str | None = None) -> nn.BatchNorm:
-    """BatchNorm as Keras defines it; statistics are float32 whatever the compute type."""
-    return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=BATCH_NORM_MOMENTUM,
-        epsilon=BATCH_NORM_EPSILON,
-        dtype=jnp.float32,
-        name=name,
-    )
-
-
-def contrast_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """LeCun's initialisation with each kernel's mean taken out, times `CONTRAST_GAIN`.
-
-    Without norm layers the stem would otherwise pass on mostly the local brightness, and hardly a blemish's faint contrast.
-    """
-    kernel = nn.initializers.lecun_normal()(key, shape, dtype)
-    return CONTRAST_GAIN * (kernel - kernel.mean((0, 1), keepdims=True))
 
 
 class ResidualBlock(nn.Module):
@@ -58,10 +32,10 @@ class ResidualBlock(nn.Module):
         y = x
         default = nn.initializers.lecun_normal()
         last = default if self.norm == "batch" else nn.initializers.zeros
-        for init in (default, last):
+        for i, init in enumerate((default, last)):
             y = nn.Conv(self.channels, (3, 3), dtype=self.dtype, kernel_init=init)(y)
             if self.norm == "batch":
-                y = batch_norm(train)(y).astype(self.dtype)
+                y = batch_norm(train, BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON, f"BatchNorm_{i}")(y).astype(self.dtype)
             y = leaky(y)
         return x + y
 
@@ -73,7 +47,7 @@ class AutoRetouchGenerator(nn.Module):
     that the untrained network is the identity. The returned image is float32.
     """
 
-    config: GeneratorConfig
+    config: architecture.AutoRetouch
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -92,13 +66,7 @@ class AutoRetouchGenerator(nn.Module):
         return source + delta.astype(jnp.float32)
 
 
-def upsample_nearest(x: jax.Array) -> jax.Array:
-    """×2 nearest neighbour, `[N, h, w, C]` → `[N, 2h, 2w, C]`, by broadcast and reshape."""
-    n, h, w, c = x.shape
-    return jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, 2, w, 2, c)).reshape(n, 2 * h, 2 * w, c)
-
-
-def receptive_radius(config: GeneratorConfig) -> int:
+def receptive_radius(config: architecture.AutoRetouch) -> int:
     """How far, in pixels, an output pixel sees: an upper bound, even, so that tiles cut with it stay on the stride-2 grid.
 
     Stem 3; stride-2 convolution 1 plus its grid 1; two 3×3 at half resolution per block 4; `up` 2 plus its grid 1; head 1.

@@ -13,28 +13,30 @@ from typing import Any
 
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from autoretouch_jax.config import GeneratorConfig
+from autoretouch_jax import architecture
+from autoretouch_jax.architecture import AutoRetouch, Generator, Retouch, generator_from_json
 from autoretouch_jax.errors import Refused
-from autoretouch_jax.models.autoretouch import AutoRetouchGenerator, receptive_radius
+from autoretouch_jax.models import build
 
-FORMAT = 1
+FORMAT = 2
 TILE = 512  # largest side of a tile's core; memory stays bounded whatever the photo's size
 TILE_STEP = 64  # smaller images get a smaller tile, in these steps, so that few shapes are compiled
 
 
 @dataclass(frozen=True)
 class Model:
-    """A generator ready to use. `variables` are what `AutoRetouchGenerator.apply` takes."""
+    """A generator ready to use. `variables` are what its module's `apply` takes."""
 
-    config: GeneratorConfig
+    config: Generator
     variables: dict[str, Any]
 
 
-def save_model(folder: Path, config: GeneratorConfig, params: Any, stats: Any, step: int) -> None:
+def save_model(folder: Path, config: Generator, params: Any, stats: Any, step: int) -> None:
     """Write (or replace) the folder; each file appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     tree = {"params": jax.device_get(params), **({"batch_stats": jax.device_get(stats)} if stats else {})}
@@ -43,12 +45,11 @@ def save_model(folder: Path, config: GeneratorConfig, params: Any, stats: Any, s
     os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
     description = {
         "format": FORMAT,
-        "network": "autoretouch",
         "generator": dataclasses.asdict(config),
         "weights": "model.safetensors",
         "input": "NHWC float32 RGB, uint8 / 127.5 - 1",
-        "output": "the same; clip to [-1, 1], (x + 1) * 127.5, round to uint8; then keep the input's pixel where no channel "
-        "changed by more than generator.dead_zone",
+        "output": "the same; clip to [-1, 1], (x + 1) * 127.5, round to uint8; then keep the input's pixel where the mask's "
+        "probability is below generator.gate, or no channel changed by more than generator.dead_zone, where it has them",
     }
     (folder / "model.json.part").write_text(json.dumps(description, indent=2) + "\n")
     os.replace(folder / "model.json.part", folder / "model.json")
@@ -66,12 +67,9 @@ def load_model(folder: str | Path) -> Model:
         )
     try:
         description = json.loads(path.read_text())
-        if description["format"] != FORMAT or description["network"] != "autoretouch":
-            raise Refused(
-                f"{path}: format {description['format']}, network {description['network']}; this version "
-                f"reads format {FORMAT}, network autoretouch"
-            )
-        config = GeneratorConfig(**description["generator"])
+        if description["format"] != FORMAT:
+            raise Refused(f"{path}: format {description['format']}; this version reads format {FORMAT}")
+        config = generator_from_json(description["generator"])
         flat = load_file(home / description["weights"])
     except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         raise Refused(f"{path}: broken model ({type(error).__name__}: {error}); copy the folder again") from error
@@ -80,52 +78,76 @@ def load_model(folder: str | Path) -> Model:
     return Model(config, variables)
 
 
-def _check_shapes(path: Path, config: GeneratorConfig, variables: Any) -> None:
-    module = AutoRetouchGenerator(config)
-    expected = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+def _check_shapes(path: Path, config: Generator, variables: Any) -> None:
+    side = max(32, architecture.grid(config))
+    expected = jax.eval_shape(build.generator(config).init, jax.random.key(0), np.zeros((1, side, side, 3), np.float32))
     want = {k: v.shape for k, v in flax.traverse_util.flatten_dict(expected, sep="/").items()}
     have = {k: v.shape for k, v in flax.traverse_util.flatten_dict(variables, sep="/").items()}
     if wrong := sorted(k for k in want.keys() | have.keys() if want.get(k) != have.get(k)):
         raise Refused(f"{path}: the weights do not fit the description at {wrong[0]}; copy the folder again")
 
 
-def to_uint8(image: np.ndarray) -> np.ndarray:
-    """[-1, 1] float → uint8, clipped and rounded."""
-    return np.rint((np.clip(image, -1, 1) + 1) * 127.5).astype(np.uint8)
-
-
 @functools.partial(jax.jit, static_argnums=0)
-def _apply(config: GeneratorConfig, variables: Any, tiles: jax.Array) -> jax.Array:
-    source = tiles.astype(np.float32) / 127.5 - 1.0
-    return AutoRetouchGenerator(config).apply(variables, source)
+def _apply(config: Generator, variables: Any, tile: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    source = tile.astype(np.float32) / 127.5 - 1.0
+    image, logits = build.retouched(build.generator(config).apply(variables, source))
+    output = jnp.rint((jnp.clip(image, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+    return output, None if logits is None else jax.nn.sigmoid(logits[..., 0])
 
 
 def retouch_array(model: Model, image: np.ndarray, strength: float = 1.0, tile: int = TILE) -> np.ndarray:
     """`uint8[H, W, 3]` of any size → the retouched image, uint8, same size.
 
     The image is mirrored beyond its borders and cut into tiles that overlap by the network's reach, so that the tile size
-    does not show. `strength` 0 returns the input, 1 the model's output, in between a blend.
+    does not show; networks that look at the whole image at once get it whole. `strength` 0 returns the input, 1 the model's
+    output, in between a blend.
+    """
+    output, need = raw_output(model, image, tile)
+    return finish(model.config, image, output, need, strength)
+
+
+def raw_output(model: Model, image: np.ndarray, tile: int = TILE) -> tuple[np.ndarray, np.ndarray | None]:
+    """The network's own 8-bit output before anything is left alone, and each pixel's predicted need for an edit, in [0, 1].
+
+    `uint8[H, W, 3]` → `(uint8[H, W, 3], float32[H, W] or None)`.
     """
     height, width = image.shape[:2]
-    halo = receptive_radius(model.config)
-    core = min(tile, -(-max(height, width) // TILE_STEP) * TILE_STEP)
-    rows, columns = -(-height // core), -(-width // core)
-    padded = _mirror(image, halo, halo + rows * core - height, halo + columns * core - width)
-    out = np.empty_like(image)
-    for top in range(0, height, core):
-        for left in range(0, width, core):
-            window = padded[top : top + core + 2 * halo, left : left + core + 2 * halo]
-            result = np.asarray(_apply(model.config, model.variables, window[None]))[0, halo:-halo, halo:-halo]
-            place = np.s_[top : min(top + core, height), left : min(left + core, width)]
-            patch = result[: place[0].stop - top, : place[1].stop - left]
-            out[place] = to_uint8(patch)
-    return _finish(image, out, model.config.dead_zone, strength)
+    grid, reach = architecture.grid(model.config), build.receptive_radius(model.config)
+    if reach is None:
+        halo, core_height, core_width = 0, -(-height // grid) * grid, -(-width // grid) * grid
+    else:
+        halo = reach
+        core_height = core_width = min(tile, -(-max(height, width) // TILE_STEP) * TILE_STEP)
+    rows, columns = -(-height // core_height), -(-width // core_width)
+    padded = _mirror(image, halo, halo + rows * core_height - height, halo + columns * core_width - width)
+    out, need = np.empty_like(image), None
+    for top in range(0, height, core_height):
+        for left in range(0, width, core_width):
+            window = padded[top : top + core_height + 2 * halo, left : left + core_width + 2 * halo]
+            inside = np.s_[halo : halo + min(core_height, height - top), halo : halo + min(core_width, width - left)]
+            place = np.s_[top : top + core_height, left : left + core_width]
+            patch, patch_need = _apply(model.config, model.variables, window[None])
+            out[place] = np.asarray(patch)[0][inside]
+            if patch_need is not None:
+                need = np.empty((height, width), np.float32) if need is None else need
+                need[place] = np.asarray(patch_need)[0][inside]
+    return out, need
 
 
-def _finish(image: np.ndarray, output: np.ndarray, dead_zone: int, strength: float) -> np.ndarray:
-    """Leave alone what changes by no more than the dead zone; blend by strength. All on 8-bit levels."""
+def finish(
+    config: Generator, image: np.ndarray, output: np.ndarray, need: np.ndarray | None, strength: float = 1.0
+) -> np.ndarray:
+    """What is left alone, and the blend, on 8-bit levels; what is left alone comes back bit-identical.
+
+    A pixel is left alone when its predicted need is below the network's gate, or when no channel would change by more than
+    its dead zone.
+    """
     delta = output.astype(np.int16) - image
-    delta *= (np.abs(delta).max(-1, keepdims=True) > dead_zone).astype(np.int16)
+    dead_zone = config.dead_zone if isinstance(config, AutoRetouch | Retouch) else 0
+    keep = np.abs(delta).max(-1) > dead_zone
+    if need is not None and isinstance(config, Retouch):
+        keep &= need >= config.gate
+    delta *= keep[..., None].astype(np.int16)
     return (image + np.rint(strength * delta.astype(np.float32))).astype(np.uint8)
 
 

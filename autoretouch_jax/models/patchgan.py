@@ -9,8 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from autoretouch_jax.config import DiscriminatorConfig
-from autoretouch_jax.models.autoretouch import batch_norm, leaky
+from autoretouch_jax import architecture
+from autoretouch_jax.models import pix2pix
+from autoretouch_jax.models.autoretouch import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM
+from autoretouch_jax.models.layers import batch_norm, conv, instance_norm, leaky
+from autoretouch_jax.models.pix2pixhd import average_pool
 
 
 class SeedPatchGAN(nn.Module):
@@ -19,7 +22,7 @@ class SeedPatchGAN(nn.Module):
     `[N, H, W, 3] × 2` → float32 logits `[N, H/16, W/16, 1]`.
     """
 
-    config: DiscriminatorConfig
+    config: architecture.SeedPatchGAN
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -28,5 +31,49 @@ class SeedPatchGAN(nn.Module):
         for i, multiple in enumerate((1, 2, 4, 8)):
             x = leaky(nn.Conv(self.config.width * multiple, (4, 4), (2, 2), dtype=self.dtype, name=f"conv{i}")(x))
             if i > 0 and self.config.norm == "batch":
-                x = batch_norm(train, name=f"norm{i}")(x).astype(self.dtype)
+                x = batch_norm(train, BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON, f"norm{i}")(x).astype(self.dtype)
         return nn.Conv(1, (4, 4), dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+
+
+class PatchGAN(nn.Module):
+    """The PatchGAN of pix2pix (Isola et al. 2017, section 6.1.2): LeakyReLU *after* the norm; 70-pixel receptive field.
+
+    `[N, H, W, 6]` → every layer's activation, the float32 logits last. Convolutions have a bias, also before a norm.
+    """
+
+    config: architecture.PatchGAN
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, pair: jax.Array, train: bool = False) -> list[jax.Array]:
+        config, dtype, padding = self.config, self.dtype, self.config.padding
+        x, features = pair.astype(dtype), []
+        for i in range(config.layers + 1):
+            stride = 2 if i < config.layers else 1
+            x = conv(config.width * min(8, 2**i), 4, stride, padding, dtype, f"conv{i}")(x)
+            if i > 0 and config.norm == "batch":
+                x = batch_norm(train, pix2pix.BATCH_NORM_MOMENTUM, pix2pix.BATCH_NORM_EPSILON, f"norm{i}")(x).astype(dtype)
+            elif i > 0 and config.norm == "instance":
+                x = instance_norm(x)
+            x = leaky(x)
+            features.append(x)
+        logits = conv(1, 4, 1, padding, dtype, "logits")(x).astype(jnp.float32)
+        return [*features, logits]
+
+
+class MultiScalePatchGAN(nn.Module):
+    """`scales` PatchGANs on the image at 1, 1/2, 1/4 … of its resolution (Wang et al. 2018, section 3.2).
+
+    `[N, H, W, 3] × 2` → per scale, finest first, what `PatchGAN` returns.
+    """
+
+    config: architecture.PatchGAN
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, source: jax.Array, image: jax.Array, train: bool = False) -> list[list[jax.Array]]:
+        pair, found = jnp.concatenate([source, image], axis=-1), []
+        for scale in range(self.config.scales):
+            pair = average_pool(pair) if scale else pair
+            found.append(PatchGAN(self.config, self.dtype, name=f"scale{scale}")(pair, train))
+        return found

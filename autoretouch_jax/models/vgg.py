@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-Preprocess = Literal["torchvision", "keras"]
+Preprocess = Literal["torchvision", "keras", "raw"]
 
 CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 CHANNELS = (64, 128, 256, 512, 512)
@@ -24,7 +24,9 @@ def layer_names(network: str) -> list[str]:
 
 
 def preprocess(image: jax.Array, kind: Preprocess) -> jax.Array:
-    """[-1, 1] RGB → what weights from that framework were trained on."""
+    """[-1, 1] RGB → what weights from that framework were trained on; `raw` leaves it, as pix2pixHD's published code does."""
+    if kind == "raw":
+        return image
     unit = image * 0.5 + 0.5
     if kind == "torchvision":
         return (unit - jnp.asarray(IMAGENET_MEAN)) / jnp.asarray(IMAGENET_STD)

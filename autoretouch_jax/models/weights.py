@@ -23,6 +23,8 @@ from autoretouch_jax.models import torchfile, vgg
 PUBLISHED = {
     "vgg16": ("https://download.pytorch.org/models/vgg16-397923af.pth", "397923af"),
     "vgg19": ("https://download.pytorch.org/models/vgg19-dcbb9e9d.pth", "dcbb9e9d"),
+    "alex": ("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "7be5be79"),
+    "squeeze": ("https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth", "b8a52dc0"),
 }
 
 
@@ -32,13 +34,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("AUTORETOUCH_CACHE") or Path(base) / "autoretouch")
 
 
-def download(url: str, sha256: str, folder: Path | None = None) -> Path:
-    """Fetch `url` once into the cache. The file appears under its name only after its SHA-256 starts with `sha256`.
+def download(url: str, sha256: str, folder: Path | None = None, prefix: str = "") -> Path:
+    """Fetch `url` once into the cache. The file appears, as `prefix` + its name, only after its SHA-256 starts with `sha256`.
 
     Raises Refused when the server cannot be reached, the connection is cut, or the checksum is wrong; nothing is left behind.
     """
     folder = folder or cache_folder()
-    path = folder / url.rsplit("/", 1)[-1]
+    path = folder / (prefix + url.rsplit("/", 1)[-1])
     if path.is_file() and _digest(path).startswith(sha256):
         return path
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,20 +137,26 @@ def vgg_params(arrays: Mapping[str, np.ndarray], network: str, layers: Sequence[
     return params, kind
 
 
-def load_vgg(network: Literal["vgg16", "vgg19"], layers: Sequence[str], weights: str, dtype: Any = None):
+def load_vgg(
+    network: Literal["vgg16", "vgg19"], layers: Sequence[str], weights: str, dtype: Any = None, raw_input: bool = False
+):
     """The VGG module and its parameters. `weights` is a path, `download`, or `random`.
+
+    `raw_input` feeds the images as they are, without the normalisation that the weights were trained with.
 
     Raises Refused for an unknown layer, a missing or broken file, or weights of another shape.
     """
     known = vgg.layer_names(network)
     if unknown := [layer for layer in layers if layer not in known]:
         raise Refused(f"--loss.perceptual-layers {unknown[0]}: {network} has {', '.join(known)}")
-    make = lambda kind: vgg.VGG(network, tuple(layers), kind, dtype or np.float32)  # noqa: E731
+    make = lambda kind: vgg.VGG(network, tuple(layers), "raw" if raw_input else kind, dtype or np.float32)  # noqa: E731
     shapes = jax.eval_shape(make("torchvision").init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))["params"]
     if weights == "random":
         return make("torchvision"), _random_like(shapes)
     path = download(*PUBLISHED[network]) if weights == "download" else Path(weights)
     params, kind = vgg_params(read_arrays(path), network, layers)
+    if raw_input and kind == "keras":
+        raise Refused(f"weights {path}: --loss.vgg-input raw needs torchvision's weights, these are Keras' and expect BGR")
     for name, layer in shapes.items():
         for leaf, shape in layer.items():
             if params[name][leaf].shape != shape.shape:
@@ -160,49 +168,3 @@ def _random_like(shapes: Any) -> dict:
     rng = np.random.default_rng(0)  # He initialisation: features keep their scale through the depth
     fill = lambda s: rng.normal(0, np.sqrt(2 / np.prod(s.shape[:-1])), s.shape) if len(s.shape) > 1 else np.zeros(s.shape)  # noqa: E731
     return jax.tree.map(lambda s: fill(s).astype(np.float32), shapes)
-
-
-def seed_keras_variables(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The seed's Keras generator or discriminator (`conv2d_3/kernel`, `batch_normalization/gamma`, …) → Flax variables.
-
-    Keras numbers its layers in the order they were made: convolutions and norms are matched to ours in that order. Which of
-    the two networks it is follows from the first kernel: 7×7 for the generator, 4×4 for the discriminator.
-    """
-    convolutions, norms = (_keras_layers(arrays, prefix) for prefix in ("conv2d", "batch_normalization"))
-    params: dict[str, Any] = {}
-    stats: dict[str, Any] = {}
-    is_generator = convolutions[0]["kernel"].shape[0] == 7
-    if is_generator:
-        blocks = len(norms) // 2
-        homes: list[tuple[str, ...]] = [
-            ("stem",),
-            ("down",),
-            *((f"block{i}", f"Conv_{j}") for i in range(blocks) for j in (0, 1)),
-            ("up",),
-            ("head",),
-        ]
-        norm_homes: list[tuple[str, ...]] = [(f"block{i}", f"BatchNorm_{j}") for i in range(blocks) for j in (0, 1)]
-    else:
-        homes = [*((f"conv{i}",) for i in range(len(convolutions) - 1)), ("logits",)]
-        norm_homes = [(f"norm{i + 1}",) for i in range(len(norms))]
-    for home, layer in zip(homes, convolutions, strict=True):
-        _place(params, home, {"kernel": layer["kernel"], "bias": layer["bias"]})
-    for home, layer in zip(norm_homes, norms, strict=True):
-        _place(params, home, {"scale": layer["gamma"], "bias": layer["beta"]})
-        _place(stats, home, {"mean": layer["moving_mean"], "var": layer["moving_variance"]})
-    return {"params": params, "batch_stats": stats}
-
-
-def _keras_layers(arrays: Mapping[str, np.ndarray], prefix: str) -> list[dict[str, np.ndarray]]:
-    layers: dict[int, dict[str, np.ndarray]] = {}
-    for name, value in arrays.items():
-        layer, leaf = name.split("/")
-        if layer == prefix or layer.startswith(prefix + "_"):
-            layers.setdefault(int(layer[len(prefix) + 1 :] or 0), {})[leaf] = value
-    return [layers[number] for number in sorted(layers)]
-
-
-def _place(tree: dict[str, Any], home: tuple[str, ...], leaves: dict[str, Any]) -> None:
-    for name in home[:-1]:
-        tree = tree.setdefault(name, {})
-    tree[home[-1]] = leaves

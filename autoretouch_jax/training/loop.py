@@ -1,6 +1,7 @@
 """The training loop: one visible path from a config to a trained model. No maths here."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 import signal
@@ -21,10 +22,10 @@ from autoretouch_jax.data import pipeline
 from autoretouch_jax.data.sources import open_source
 from autoretouch_jax.errors import BadInput, Refused
 from autoretouch_jax.evaluation import report
-from autoretouch_jax.models.bundle import Model, retouch_array, save_model
+from autoretouch_jax.models.bundle import Model, load_model, retouch_array, save_model
 from autoretouch_jax.training.checkpoint import Checkpoints
 from autoretouch_jax.training.log import MetricsLog
-from autoretouch_jax.training.state import State, count, init_state, make_networks
+from autoretouch_jax.training.state import State, check_start, count, init_state, make_networks, start_from
 from autoretouch_jax.training.step import train_step
 
 SAMPLES = 6
@@ -59,17 +60,21 @@ class Trainer:
 
     def __init__(self, config: Config):
         configs.validate(config)
-        self.config = config
         self.mesh = parallel.make_mesh(config.parallel, config.train.batch)
         self.source = open_source(config.data)
+        self.config = config = _with_steps(config, len(self.source))
+        self.start = load_model(config.train.start_from) if config.train.start_from else None
+        if self.start:
+            check_start(self.start, config)
         self.networks, frozen = make_networks(config)
         self.frozen = parallel.replicate(frozen, self.mesh)
         step = functools.partial(train_step, networks=self.networks, config=config)
         self.step: Callable = parallel.wrap_step(step, self.mesh, config.parallel.mode)
 
     def init(self) -> State:
-        """A fresh state on the devices."""
-        return parallel.replicate(init_state(self.config, self.networks), self.mesh)
+        """A fresh state on the devices; the generator's weights are `train.start_from`'s where it names a model."""
+        state = init_state(self.config, self.networks)
+        return parallel.replicate(start_from(state, self.start, self.config) if self.start else state, self.mesh)
 
     def batches(self, first_step: int) -> Iterator[Any]:
         """Host batches from a step on."""
@@ -78,6 +83,14 @@ class Trainer:
     def put(self, batch: Any) -> Any:
         """A host batch onto the devices."""
         return parallel.shard_batch(batch, self.mesh, self.config.parallel.mode)
+
+
+def _with_steps(config: Config, images: int) -> Config:
+    """`train.epochs` as steps, where `train.steps` is 0."""
+    if config.train.steps:
+        return config
+    steps = math.ceil(config.train.epochs * images / config.train.batch)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
 
 
 def run(config: Config, workdir: Path) -> int:
@@ -92,6 +105,7 @@ def run(config: Config, workdir: Path) -> int:
         if stored.is_file():
             configs.refuse_other_run(config, stored)
         trainer = Trainer(config)
+        config = trainer.config
         try:
             (workdir / "samples").mkdir(parents=True, exist_ok=True)
             configs.write_json(config, stored)

@@ -1,10 +1,15 @@
 """The losses. Images are float32 `[N, H, W, 3]` in [-1, 1], logits float32; every loss is a float32 scalar, a mean."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
 
+from autoretouch_jax.models.retouch import Retouched
+
 Features = dict[str, jax.Array]
+Scales = list[list[jax.Array]]  # per scale of the discriminator its features, the logits last
 
 
 def pixel(kind: str, fake: jax.Array, target: jax.Array, source: jax.Array, edit_weight: jax.Array | float) -> jax.Array:
@@ -20,43 +25,70 @@ def pixel(kind: str, fake: jax.Array, target: jax.Array, source: jax.Array, edit
 
 
 def edit_weight(initial: float, steps: int, step: jax.Array) -> jax.Array:
-    """The weight of the edit at `step`: from `initial` linearly to 1 over `steps`."""
+    """The weight of the edit at `step`: from `initial` linearly to 1 over `steps`; with 0 steps it stays."""
+    if steps == 0:
+        return jnp.asarray(initial, jnp.float32)
     return 1.0 + (initial - 1.0) * jnp.clip(1.0 - step / steps, 0.0, 1.0)
 
 
-def perceptual(fake: Features, target: Features) -> jax.Array:
-    """Mean absolute difference of VGG features, per image and layer relative to the target's RMS, averaged over layers.
+def perceptual(fake: Features, target: Features, weights: Sequence[float] = (), scale: str = "rms") -> jax.Array:
+    """Mean absolute difference of VGG features per layer, summed with `weights` (none given: averaged).
 
-    Dividing by the RMS is ours: torchvision's and Keras' weights give activations on scales 60 times apart. It is taken per
-    image, so that the loss of a batch is the mean of its images' losses however the batch is spread.
+    `scale="rms"`, ours, divides by the RMS of the target's features: torchvision's and Keras' weights give activations on
+    scales 60 times apart. It is taken per image, so that the loss of a batch is the mean of its images' losses however it is
+    spread. `scale="none"` is pix2pixHD's (Wang et al. 2018, section 3.3).
     """
     total = jnp.zeros((), jnp.float32)
-    for name, reference in target.items():
+    for weight, (name, reference) in zip(weights or [1 / len(target)] * len(target), target.items(), strict=True):
         reference = jax.lax.stop_gradient(reference.astype(jnp.float32))
-        scale = jax.lax.rsqrt(jnp.mean(jnp.square(reference), axis=(1, 2, 3), keepdims=True) + 1e-12)
-        total += jnp.mean(scale * jnp.abs(fake[name].astype(jnp.float32) - reference))
-    return total / len(target)
+        difference = jnp.abs(fake[name].astype(jnp.float32) - reference)
+        if scale == "rms":
+            difference *= jax.lax.rsqrt(jnp.mean(jnp.square(reference), axis=(1, 2, 3), keepdims=True) + 1e-12)
+        total += weight * jnp.mean(difference)
+    return total
 
 
-def discriminator(kind: str, real_logits: jax.Array, fake_logits: jax.Array) -> jax.Array:
+def feature_matching(fake: Scales, real: Scales) -> jax.Array:
+    """Mean absolute difference of D's features, logits left out, weighted as pix2pixHD's code (Wang et al. 2018, equation 4).
+
+    Each scale's sum over layers counts 4 / layers and 1 / scales.
+    """
+    total = jnp.zeros((), jnp.float32)
+    for ours, theirs in zip(fake, real, strict=True):
+        for a, b in zip(ours[:-1], theirs[:-1], strict=True):
+            difference = jnp.abs(a.astype(jnp.float32) - jax.lax.stop_gradient(b).astype(jnp.float32))
+            total += 4.0 / (len(ours) - 1) / len(fake) * jnp.mean(difference)
+    return total
+
+
+def mask(fake: Retouched, source: jax.Array, target: jax.Array) -> jax.Array:
+    """Binary cross-entropy of the predicted mask against where source and target differ."""
+    edit = jnp.any(source != target, axis=-1, keepdims=True).astype(jnp.float32)
+    return optax.sigmoid_binary_cross_entropy(fake.mask_logits, edit).mean()
+
+
+def discriminator(kind: str, real: Scales, fake: Scales) -> jax.Array:
     """Half the sum of the real and the fake part, so that D learns at half speed (Isola et al. 2017, section 3.3).
 
-    `bce` (Goodfellow et al. 2014), `lsgan` (Mao et al. 2017) or `hinge` (Lim and Ye 2017).
+    `bce` (Goodfellow et al. 2014), `lsgan` (Mao et al. 2017) or `hinge` (Lim and Ye 2017), summed over D's scales.
     """
-    if kind == "bce":
-        real = optax.sigmoid_binary_cross_entropy(real_logits, jnp.ones_like(real_logits))
-        fake = optax.sigmoid_binary_cross_entropy(fake_logits, jnp.zeros_like(fake_logits))
-    elif kind == "lsgan":
-        real, fake = jnp.square(real_logits - 1), jnp.square(fake_logits)
-    else:
-        real, fake = jax.nn.relu(1 - real_logits), jax.nn.relu(1 + fake_logits)
-    return 0.5 * (real.mean() + fake.mean())
+    parts = [_real_part(kind, a[-1]) + _fake_part(kind, b[-1]) for a, b in zip(real, fake, strict=True)]
+    return 0.5 * sum(parts, jnp.zeros((), jnp.float32))
 
 
-def adversarial(kind: str, fake_logits: jax.Array) -> jax.Array:
-    """What the generator minimises against D: the non-saturating form of each loss above."""
+def adversarial(kind: str, fake: Scales) -> jax.Array:
+    """What the generator minimises against D: the non-saturating form of each loss above, summed over D's scales."""
+    parts = [-scale[-1].mean() if kind == "hinge" else _real_part(kind, scale[-1]) for scale in fake]
+    return sum(parts, jnp.zeros((), jnp.float32))
+
+
+def _real_part(kind: str, logits: jax.Array) -> jax.Array:
     if kind == "bce":
-        return optax.sigmoid_binary_cross_entropy(fake_logits, jnp.ones_like(fake_logits)).mean()
-    if kind == "lsgan":
-        return jnp.square(fake_logits - 1).mean()
-    return -fake_logits.mean()
+        return optax.sigmoid_binary_cross_entropy(logits, jnp.ones_like(logits)).mean()
+    return (jnp.square(logits - 1) if kind == "lsgan" else jax.nn.relu(1 - logits)).mean()
+
+
+def _fake_part(kind: str, logits: jax.Array) -> jax.Array:
+    if kind == "bce":
+        return optax.sigmoid_binary_cross_entropy(logits, jnp.zeros_like(logits)).mean()
+    return (jnp.square(logits) if kind == "lsgan" else jax.nn.relu(1 + logits)).mean()

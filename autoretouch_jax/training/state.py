@@ -7,9 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from autoretouch_jax import architecture
+from autoretouch_jax.architecture import Pix2PixHDLocal
 from autoretouch_jax.config import Config
-from autoretouch_jax.models.autoretouch import AutoRetouchGenerator
-from autoretouch_jax.models.patchgan import SeedPatchGAN
+from autoretouch_jax.errors import Refused
+from autoretouch_jax.models import build
+from autoretouch_jax.models.bundle import Model
+from autoretouch_jax.models.pix2pixhd import global_config
 from autoretouch_jax.models.weights import load_vgg
 from autoretouch_jax.training import optim
 
@@ -39,8 +43,8 @@ class State:
 class Networks:
     """The modules; their parameters live in `State`, or, for the frozen VGG, in the step's third argument."""
 
-    generator: Any  # AutoRetouchGenerator
-    discriminator: Any  # SeedPatchGAN, or None without adversarial loss
+    generator: Any
+    discriminator: Any  # None without adversarial loss
     vgg: Any  # VGG, or None without perceptual loss
 
 
@@ -50,28 +54,50 @@ def make_networks(config: Config) -> tuple[Networks, Any]:
     loss = config.loss
     vgg, frozen = (None, None)
     if loss.perceptual_weight > 0:
-        vgg, frozen = load_vgg(loss.vgg, loss.perceptual_layers, loss.vgg_weights, dtype)
-    discriminator = SeedPatchGAN(config.discriminator, dtype) if loss.adversarial_weight > 0 else None
-    return Networks(AutoRetouchGenerator(config.generator, dtype), discriminator, vgg), frozen
+        vgg, frozen = load_vgg(loss.vgg, loss.perceptual_layers, loss.vgg_weights, dtype, loss.vgg_input == "raw")
+    discriminator = build.discriminator(config.discriminator, dtype) if loss.adversarial_weight > 0 else None
+    return Networks(build.generator(config.generator, dtype), discriminator, vgg), frozen
 
 
 def init_state(config: Config, networks: Networks) -> State:
     """A fresh state, a function of `train.seed` alone."""
     # rbg keys: jitting a many-layer init over threefry keys takes minutes to compile on a CPU.
     generator_key, discriminator_key = jax.random.split(jax.random.key(config.train.seed, impl="rbg"))
-    image = np.zeros((1, 32, 32, 3), np.float32)
+    side = max(32, architecture.grid(config.generator))  # parameters do not depend on it
+    image = np.zeros((1, side, side, 3), np.float32)
 
-    def learner(module: Any, key: jax.Array, *inputs: np.ndarray) -> Learner:
+    def learner(module: Any, optimizer: Any, key: jax.Array, *inputs: np.ndarray) -> Learner:
         variables = jax.jit(module.init)(key, *inputs)
         params = variables["params"]
-        return Learner(params, variables.get("batch_stats", {}), optim.optimizer(config.optim).init(params))
+        return Learner(params, variables.get("batch_stats", {}), optimizer.init(params))
 
-    generator = learner(networks.generator, generator_key, image)
+    generator_optimizer = optim.optimizer(config.optim, config.optim.generator_optimizer)
+    generator = learner(networks.generator, generator_optimizer, generator_key, image)
     discriminator = None
     if networks.discriminator is not None:
-        discriminator = learner(networks.discriminator, discriminator_key, image, image)
+        discriminator = learner(networks.discriminator, optim.optimizer(config.optim), discriminator_key, image, image)
     ema = jax.tree.map(jnp.array, generator.params)  # a copy: the step donates both
     return State(jnp.zeros((), jnp.int32), generator, discriminator, ema)
+
+
+def check_start(model: Model, config: Config) -> None:
+    """Refuse to start a run from a model that is neither of its network nor, for a local enhancer, its global generator."""
+    generator = config.generator
+    if model.config != generator and not _is_global_of(generator, model):
+        raise Refused(f"--train.start-from {config.train.start_from}: holds {model.config}, this run trains {generator}")
+
+
+def _is_global_of(generator: architecture.Generator, model: Model) -> bool:
+    return isinstance(generator, Pix2PixHDLocal) and model.config == global_config(generator)
+
+
+def start_from(state: State, model: Model, config: Config) -> State:
+    """`state` with the generator of `model`: the whole of it, or, for a local enhancer, its global generator."""
+    params, stats = model.variables["params"], model.variables.get("batch_stats", {})
+    if _is_global_of(config.generator, model):
+        params, stats = state.generator.params | {"global": params["global"]}, state.generator.stats
+    learner = dataclasses.replace(state.generator, params=jax.tree.map(jnp.array, params), stats=stats)
+    return dataclasses.replace(state, generator=learner, ema=jax.tree.map(jnp.array, params))
 
 
 def count(params: Any) -> int:

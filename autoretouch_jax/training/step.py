@@ -10,14 +10,18 @@ Images arrive as uint8 and are converted here. Gradients, statistics and metrics
 normalises by each device's own share of the batch.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 from autoretouch_jax import parallel
 from autoretouch_jax.config import Config
+from autoretouch_jax.models import build
+from autoretouch_jax.models.retouch import Retouched
 from autoretouch_jax.training import losses, optim
 from autoretouch_jax.training.state import Learner, Networks, State
 
@@ -34,21 +38,31 @@ def train_step(state: State, batch: dict[str, jax.Array], frozen: Any, *, networ
     source, target = to_float(batch["source"]), to_float(batch["target"])
     factor = optim.schedule(config.optim, config.train.steps, state.step)
 
+    rngs = {"dropout": parallel.fold_in_device(jax.random.fold_in(jax.random.key(config.train.seed), state.step))}
+
     def forward(params: Any):
         variables = {"params": params, "batch_stats": state.generator.stats}
-        fake, moved = networks.generator.apply(variables, source, train=True, mutable=["batch_stats"])
-        return fake, moved.get("batch_stats", {})
+        output, moved = networks.generator.apply(variables, source, train=True, mutable=["batch_stats"], rngs=rngs)
+        return build.retouched(output), moved.get("batch_stats", {})
 
     fake, pull, generator_stats = jax.vjp(forward, state.generator.params, has_aux=True)
 
     discriminator, metrics = state.discriminator, {}
     if discriminator is not None:
-        discriminator, metrics = _update_discriminator(discriminator, source, target, fake, factor, networks, config)
+        discriminator, metrics = _update_discriminator(discriminator, source, target, fake.image, factor, networks, config)
 
-    edit_weight = losses.edit_weight(config.loss.edit_weight, config.loss.edit_weight_steps, state.step)
-    cotangents, terms = _generator_cotangents(fake, source, target, edit_weight, discriminator, frozen, networks, config)
-    gradients, generator_stats = parallel.mean((pull(sum(cotangents.values()))[0], generator_stats))
-    generator = _descend(state.generator, gradients, generator_stats, config.optim.generator_lr * factor, config)
+    functions = _generator_losses(source, target, state.step, discriminator, frozen, networks, config)
+    cotangents, terms = {}, {}
+    for name, (weight, function) in functions.items():
+        terms[name], gradient = jax.value_and_grad(function)(fake)
+        cotangents[name] = jax.tree.map(lambda g, w=weight: w * g, gradient)
+    if "pixel" in terms:  # logged without the edit's weight, so that its curve is comparable over the run
+        terms["pixel"] = losses.pixel(config.loss.pixel, fake.image, target, source, 1.0)
+    total = jax.tree.map(lambda *parts: sum(parts), *cotangents.values())
+    gradients, generator_stats = parallel.mean((pull(total)[0], generator_stats))
+    gradients = optim.freeze_global(gradients, config.optim, state.step)
+    optimizer = optim.optimizer(config.optim, config.optim.generator_optimizer)
+    generator = _descend(state.generator, gradients, generator_stats, config.optim.generator_lr * factor, optimizer)
     ema = optim.ema_update(state.ema, generator.params, config.optim.ema, state.step)
 
     metrics |= {f"loss/{name}": value for name, value in terms.items()} | _shares(cotangents)
@@ -65,58 +79,74 @@ def _update_discriminator(learner: Learner, source, target, fake, factor, networ
     def loss(params: Any):
         def judge(image: jax.Array, stats: Any):
             variables = {"params": params, "batch_stats": stats}
-            logits, moved = networks.discriminator.apply(variables, source, image, train=True, mutable=["batch_stats"])
-            return logits, moved.get("batch_stats", {})
+            found, moved = networks.discriminator.apply(variables, source, image, train=True, mutable=["batch_stats"])
+            return build.scales(found), moved.get("batch_stats", {})
 
-        real_logits, stats = judge(target, learner.stats)
-        fake_logits, stats = judge(jax.lax.stop_gradient(fake), stats)
-        value = losses.discriminator(config.loss.adversarial, real_logits, fake_logits)
-        return value, (
-            stats,
-            {"loss/discriminator": value, "logits/real": real_logits.mean(), "logits/fake": fake_logits.mean()},
-        )
+        real, stats = judge(target, learner.stats)
+        judged, stats = judge(jax.lax.stop_gradient(fake), stats)
+        value = losses.discriminator(config.loss.adversarial, real, judged)
+        logits = {"logits/real": real[0][-1].mean(), "logits/fake": judged[0][-1].mean()}
+        return value, (stats, {"loss/discriminator": value} | logits)
 
     gradients, (stats, metrics) = jax.grad(loss, has_aux=True)(learner.params)
     gradients, stats = parallel.mean((gradients, stats))
-    return _descend(learner, gradients, stats, config.optim.discriminator_lr * factor, config), metrics
+    learning_rate = config.optim.discriminator_lr * factor
+    return _descend(learner, gradients, stats, learning_rate, optim.optimizer(config.optim)), metrics
 
 
-def _generator_cotangents(fake, source, target, edit_weight, discriminator, frozen, networks: Networks, config: Config):
-    """Per loss term: its weighted gradient at the fake, and its unweighted value."""
-    weights, functions = config.loss, {}
+def _generator_losses(source, target, step, discriminator, frozen, networks: Networks, config: Config):
+    """`{term: (weight, function of the generator's output)}` for the terms whose weight is not 0."""
+    weights = config.loss
+    functions: dict[str, tuple[Any, Callable[[Retouched], jax.Array]]] = {}
     if weights.pixel_weight > 0:
-        functions["pixel"] = weights.pixel_weight, lambda x: losses.pixel(weights.pixel, x, target, source, edit_weight)
+        edit_weight = losses.edit_weight(weights.edit_weight, weights.edit_weight_steps, step)
+        functions["pixel"] = (
+            weights.pixel_weight,
+            lambda fake: losses.pixel(weights.pixel, fake.image, target, source, edit_weight),
+        )
     if discriminator is not None:
         variables = {"params": discriminator.params, "batch_stats": discriminator.stats}
 
-        def adversarial(image: jax.Array) -> jax.Array:
-            logits, _ = networks.discriminator.apply(variables, source, image, train=True, mutable=["batch_stats"])
-            return losses.adversarial(weights.adversarial, logits)
+        def judge(image: jax.Array):
+            return build.scales(networks.discriminator.apply(variables, source, image, train=True, mutable=["batch_stats"])[0])
 
-        functions["adversarial"] = weights.adversarial_weight, adversarial
+        ramp = jnp.minimum(1.0, (step + 1) / max(1, weights.adversarial_ramp))
+        functions["adversarial"] = (
+            weights.adversarial_weight * ramp,
+            lambda fake: losses.adversarial(weights.adversarial, judge(fake.image)),
+        )
+        if weights.feature_matching_weight > 0:
+            real = judge(target)
+            functions["feature_matching"] = (
+                weights.feature_matching_weight,
+                lambda fake: losses.feature_matching(judge(fake.image), real),
+            )
     if networks.vgg is not None:
-        reference = networks.vgg.apply({"params": frozen}, target)
+        window = (weights.perceptual_downsample, weights.perceptual_downsample)
+
+        def features(image: jax.Array):
+            return networks.vgg.apply({"params": frozen}, nn.avg_pool(image, window, window))
+
+        reference = features(target)
         functions["perceptual"] = (
             weights.perceptual_weight,
-            lambda x: losses.perceptual(networks.vgg.apply({"params": frozen}, x), reference),
+            lambda fake: losses.perceptual(
+                features(fake.image), reference, weights.perceptual_layer_weights, weights.perceptual_scale
+            ),
         )
-    terms, cotangents = {}, {}
-    for name, (weight, function) in functions.items():
-        terms[name], gradient = jax.value_and_grad(function)(fake)
-        cotangents[name] = weight * gradient
-    if "pixel" in terms:  # logged without the edit's weight, so that its curve is comparable over the run
-        terms["pixel"] = losses.pixel(weights.pixel, fake, target, source, 1.0)
-    return cotangents, terms
+    if weights.mask_weight > 0:
+        functions["mask"] = weights.mask_weight, lambda fake: losses.mask(fake, source, target)
+    return functions
 
 
-def _shares(cotangents: dict[str, jax.Array]) -> Metrics:
+def _shares(cotangents: dict[str, Retouched]) -> Metrics:
     """`share/TERM`: the norm of the term's weighted gradient at the generator's output, over the sum of these norms."""
-    norms = {name: jnp.linalg.norm(value.ravel()) for name, value in cotangents.items()}
+    norms = {name: optax.global_norm(value) for name, value in cotangents.items()}
     total = sum(norms.values()) + 1e-30
     return {f"share/{name}": norm / total for name, norm in norms.items()}
 
 
-def _descend(learner: Learner, gradients: Any, stats: Any, learning_rate: jax.Array, config: Config) -> Learner:
-    updates, opt = optim.optimizer(config.optim).update(gradients, learner.opt)
+def _descend(learner: Learner, gradients: Any, stats: Any, learning_rate: jax.Array, optimizer: Any) -> Learner:
+    updates, opt = optimizer.update(gradients, learner.opt, learner.params)
     params = jax.tree.map(lambda p, u: p - learning_rate * u, learner.params, updates)
     return Learner(params, stats, opt)

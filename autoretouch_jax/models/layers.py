@@ -1,0 +1,114 @@
+"""Layers that several networks share. Feature maps are `[N, H, W, C]`."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+LEAK = 0.2  # LeakyReLU's slope in AutoRetouch's reference implementation, pix2pix and pix2pixHD
+CONTRAST_GAIN = 4.0  # ours: brings the stem's response to skin texture to about unit scale
+INSTANCE_EPSILON = 1e-5  # PyTorch's default
+NORMAL_INIT = nn.initializers.normal(0.02)  # of pix2pix and pix2pixHD
+
+
+def leaky(x: jax.Array) -> jax.Array:
+    """LeakyReLU with slope `LEAK`."""
+    return nn.leaky_relu(x, LEAK)
+
+
+def contrast_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """LeCun's initialisation with each kernel's mean taken out, times `CONTRAST_GAIN`.
+
+    Without norm layers the stem would otherwise pass on mostly the local brightness, and hardly a blemish's faint contrast.
+    """
+    kernel = nn.initializers.lecun_normal()(key, shape, dtype)
+    return CONTRAST_GAIN * (kernel - kernel.mean((0, 1), keepdims=True))
+
+
+def upsample_nearest(x: jax.Array) -> jax.Array:
+    """×2 nearest neighbour, `[N, h, w, C]` → `[N, 2h, 2w, C]`, by broadcast and reshape."""
+    n, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, 2, w, 2, c)).reshape(n, 2 * h, 2 * w, c)
+
+
+def space_to_depth(x: jax.Array) -> jax.Array:
+    """`[N, 2h, 2w, C]` → `[N, h, w, 4C]`; the channels of the upper left pixel come first."""
+    n, h, w, c = x.shape
+    return x.reshape(n, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(n, h // 2, w // 2, 4 * c)
+
+
+def depth_to_space(x: jax.Array) -> jax.Array:
+    """The inverse of `space_to_depth`: `[N, h, w, 4C]` → `[N, 2h, 2w, C]`."""
+    n, h, w, c = x.shape
+    return x.reshape(n, h, w, 2, 2, c // 4).transpose(0, 1, 3, 2, 4, 5).reshape(n, 2 * h, 2 * w, c // 4)
+
+
+def batch_norm(train: bool, momentum: float, epsilon: float, name: str | None = None) -> nn.BatchNorm:
+    """BatchNorm over batch and space; statistics are float32 whatever the compute type."""
+    return nn.BatchNorm(use_running_average=not train, momentum=momentum, epsilon=epsilon, dtype=jnp.float32, name=name)
+
+
+def instance_norm(x: jax.Array) -> jax.Array:
+    """Each image's channels to mean 0 and variance 1, without parameters (Ulyanov et al. 2016); in float32."""
+    y = x.astype(jnp.float32)
+    mean, variance = y.mean((1, 2), keepdims=True), y.var((1, 2), keepdims=True)
+    return ((y - mean) * jax.lax.rsqrt(variance + INSTANCE_EPSILON)).astype(x.dtype)
+
+
+def conv(
+    features: int, kernel: int, stride: int, padding: int, dtype: Any, name: str, bias: bool = True, init: Any = NORMAL_INIT
+) -> nn.Conv:
+    """A convolution as PyTorch's `Conv2d(…, kernel, stride, padding)` places it."""
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        (stride, stride),
+        padding=((padding, padding), (padding, padding)),
+        use_bias=bias,
+        dtype=dtype,
+        name=name,
+        kernel_init=init,
+    )
+
+
+def reflect(x: jax.Array, margin: int) -> jax.Array:
+    """Mirror `margin` pixels beyond each border, the border itself not repeated."""
+    return jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="reflect")
+
+
+class TransposedConv(nn.Module):
+    """×2 upsampling as PyTorch's `ConvTranspose2d` with padding 1: `kernel=4`, or `kernel=3` with output padding 1.
+
+    `[N, h, w, C]` → `[N, 2h, 2w, features]`. The parameter `kernel` is `[k, k, C, features]`. Each of the four phases of the
+    output is an ordinary convolution with the taps that reach it: the same arithmetic as the transposed form, which XLA runs
+    many times slower on a CPU.
+    """
+
+    features: int
+    kernel: int
+    dtype: Any
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        kernel = self.param("kernel", NORMAL_INIT, shape).astype(self.dtype)
+        x = x.astype(self.dtype)
+        rows = [[self._phase(x, kernel, top, left) for left in (0, 1)] for top in (0, 1)]
+        out = jnp.stack([jnp.stack(row, axis=3) for row in rows], axis=2)  # [N, h, 2, w, 2, C]
+        n, h, _, w, _, c = out.shape
+        out = out.reshape(n, 2 * h, 2 * w, c)
+        if self.bias:
+            out = out + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return out
+
+    def _phase(self, x: jax.Array, kernel: jax.Array, top: int, left: int) -> jax.Array:
+        """The output's rows `top::2` and columns `left::2`: output 2i + p takes input i + d through tap p + 1 − 2d."""
+        taps, padding = [], []
+        for phase in (top, left):
+            offsets = [d for d in (-1, 0, 1) if 0 <= phase + 1 - 2 * d < self.kernel]
+            taps.append(slice(phase + 1 - 2 * offsets[0], None, -2))
+            padding.append((-offsets[0], offsets[-1]))
+        part = kernel[taps[0], taps[1]]
+        return jax.lax.conv_general_dilated(x, part, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))

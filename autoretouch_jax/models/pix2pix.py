@@ -1,0 +1,52 @@
+"""The U-Net generator of pix2pix (Isola et al., "Image-to-image translation with conditional adversarial networks", CVPR 2017).
+
+Section 6.1.1 and the authors' PyTorch code. Images are float32 `[N, H, W, 3]` in [-1, 1], H and W multiples of `2 ** levels`.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from autoretouch_jax import architecture
+from autoretouch_jax.models.layers import TransposedConv, batch_norm, conv, leaky
+
+BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON = 0.9, 1e-5  # PyTorch's defaults, in Flax' sense of momentum
+DROPOUT_FROM = 4  # levels with dropout: from here to the innermost but one, three in the U-Net-256, two in the U-Net-128
+
+
+class UNetGenerator(nn.Module):
+    """`levels` stride-2 convolutions down, as many transposed ones up, skips between; tanh at the end.
+
+    The authors' activations work in place, so that a skip carries the *activated* tensor; so do ours. BatchNorm is left out at
+    the outermost and the innermost convolution. Convolutions before a norm have no bias. Returns float32.
+    """
+
+    config: architecture.Pix2Pix
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, source: jax.Array, train: bool = False) -> jax.Array:
+        config, dtype = self.config, self.dtype
+        widths = [config.width * min(8, 2**level) for level in range(config.levels)]
+        last = config.levels - 1
+
+        def norm(x: jax.Array, name: str) -> jax.Array:
+            if config.norm == "none":
+                return x
+            return batch_norm(train, BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON, name)(x).astype(dtype)
+
+        x = conv(widths[0], 4, 2, 1, dtype, "down0", bias=False)(source.astype(dtype))
+        skips = []
+        for level in range(1, config.levels):
+            x = leaky(x)
+            skips.append(x)
+            x = conv(widths[level], 4, 2, 1, dtype, f"down{level}", bias=False)(x)
+            x = norm(x, f"down_norm{level}") if level < last else x
+        for level in reversed(range(1, config.levels)):
+            x = norm(TransposedConv(widths[level - 1], 4, dtype, bias=False, name=f"up{level}")(nn.relu(x)), f"up_norm{level}")
+            if DROPOUT_FROM <= level < last and config.dropout:
+                x = nn.Dropout(config.dropout, deterministic=not train)(x)
+            x = jnp.concatenate([skips[level - 1], x], axis=-1)
+        return jnp.tanh(TransposedConv(3, 4, dtype, name="up0")(nn.relu(x)).astype(jnp.float32))

@@ -1,0 +1,96 @@
+"""The generators of pix2pixHD (Wang et al., "High-resolution image synthesis … with conditional GANs", CVPR 2018).
+
+Section 3.2 and the authors' PyTorch code. Images are float32 `[N, H, W, 3]` in [-1, 1]; H and W are multiples of `2 ** downs`,
+for the local enhancer of twice that. Without instance norm the blocks' second convolution starts at zero.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from autoretouch_jax import architecture
+from autoretouch_jax.models.layers import NORMAL_INIT, TransposedConv, conv, instance_norm, reflect
+
+
+def _norm(x: jax.Array, kind: str) -> jax.Array:
+    return instance_norm(x) if kind == "instance" else x
+
+
+class Block(nn.Module):
+    """`x + norm(conv(relu(norm(conv(x)))))`, mirrored at the borders."""
+
+    channels: int
+    norm: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = nn.relu(_norm(conv(self.channels, 3, 1, 0, self.dtype, "first")(reflect(x, 1)), self.norm))
+        init = nn.initializers.zeros if self.norm == "none" else NORMAL_INIT
+        return x + _norm(conv(self.channels, 3, 1, 0, self.dtype, "second", init=init)(reflect(y, 1)), self.norm)
+
+
+class GlobalFeatures(nn.Module):
+    """The global generator up to its last layer: stem, downsampling, residual blocks, upsampling; `[N, H, W, width]`."""
+
+    config: architecture.Pix2PixHDGlobal
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width, norm, dtype = self.config.width, self.config.norm, self.dtype
+        x = nn.relu(_norm(conv(width, 7, 1, 0, dtype, "stem")(reflect(x.astype(dtype), 3)), norm))
+        for level in range(1, self.config.downs + 1):
+            x = nn.relu(_norm(conv(width * 2**level, 3, 2, 1, dtype, f"down{level}")(x), norm))
+        for i in range(self.config.blocks):
+            x = Block(width * 2**self.config.downs, norm, dtype, name=f"block{i}")(x)
+        for level in reversed(range(self.config.downs)):
+            x = nn.relu(_norm(TransposedConv(width * 2**level, 3, dtype, name=f"up{level}")(x), norm))
+        return x
+
+
+class GlobalGenerator(nn.Module):
+    """`[N, H, W, 3]` → the same, through tanh; float32."""
+
+    config: architecture.Pix2PixHDGlobal
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, source: jax.Array, train: bool = False) -> jax.Array:
+        del train  # instance norm and nothing else: no difference
+        x = GlobalFeatures(self.config, self.dtype, name="global")(source)
+        return jnp.tanh(conv(3, 7, 1, 0, self.dtype, "head")(reflect(x, 3)).astype(jnp.float32))
+
+
+class LocalEnhancer(nn.Module):
+    """A global generator at half resolution, its features added to those of an enhancer at full resolution; float32."""
+
+    config: architecture.Pix2PixHDLocal
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, source: jax.Array, train: bool = False) -> jax.Array:
+        del train
+        config, dtype, norm = self.config, self.dtype, self.config.norm
+        x = source.astype(dtype)
+        half = GlobalFeatures(global_config(config), dtype, name="global")(average_pool(x))
+        x = nn.relu(_norm(conv(config.width, 7, 1, 0, dtype, "stem")(reflect(x, 3)), norm))
+        x = nn.relu(_norm(conv(2 * config.width, 3, 2, 1, dtype, "down")(x), norm)) + half
+        for i in range(config.local_blocks):
+            x = Block(2 * config.width, norm, dtype, name=f"block{i}")(x)
+        x = nn.relu(_norm(TransposedConv(config.width, 3, dtype, name="up")(x), norm))
+        return jnp.tanh(conv(3, 7, 1, 0, dtype, "head")(reflect(x, 3)).astype(jnp.float32))
+
+
+def global_config(config: architecture.Pix2PixHDLocal) -> architecture.Pix2PixHDGlobal:
+    """The global generator inside a local enhancer."""
+    return architecture.Pix2PixHDGlobal(
+        width=2 * config.width, downs=config.downs, blocks=config.global_blocks, norm=config.norm
+    )
+
+
+def average_pool(x: jax.Array) -> jax.Array:
+    """3×3 mean with stride 2 and padding 1, borders divided by the pixels that exist; `[N, H, W, C]` → half, rounded up."""
+    return nn.avg_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)), count_include_pad=False)

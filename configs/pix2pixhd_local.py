@@ -1,0 +1,34 @@
+"""pix2pixHD's local enhancer around a trained global generator (Wang et al., CVPR 2018, section 3.2).
+
+    autoretouch train configs/pix2pixhd_local.py --train.start-from runs/global \\
+        --data.source BEFORE --data.target AFTER --workdir runs/local
+
+For the first `--optim.global-frozen-steps` the global generator stands still, then both are trained. The published code freezes
+it for 20 of 100 epochs: set the key to as many steps as 20 passes over your pairs make. Its global generator has the enhancer's
+width twice: the one to start from is trained at `--generator.width 64`, the default.
+"""
+
+from autoretouch_jax.architecture import PatchGAN, Pix2PixHDLocal
+from autoretouch_jax.config import Config, DataConfig, LossConfig, OptimConfig, TrainConfig
+
+config = Config(
+    generator=Pix2PixHDLocal(),
+    discriminator=PatchGAN(norm="instance", scales=3, padding=2),
+    loss=LossConfig(
+        pixel_weight=0.0,
+        adversarial="lsgan",
+        adversarial_weight=1.0,
+        feature_matching_weight=10.0,
+        perceptual_weight=10.0,
+        perceptual_layers=("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"),
+        perceptual_layer_weights=(1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0),
+        perceptual_scale="none",
+        vgg="vgg19",
+        vgg_input="raw",
+    ),
+    data=DataConfig(crop=1024),
+    optim=OptimConfig(
+        generator_lr=2e-4, discriminator_lr=2e-4, beta1=0.5, decay_share=0.5, global_frozen_steps=20_000, ema=0.0
+    ),
+    train=TrainConfig(steps=0, epochs=100, batch=1),
+)

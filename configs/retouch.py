@@ -1,0 +1,38 @@
+"""Our recommended recipe for before/after pairs such as FFHQ/FFHQR: an edit of the untouched input, where a mask says so.
+
+    autoretouch train configs/retouch.py --data.source BEFORE --data.target AFTER --workdir runs/retouch
+
+What it takes from AutoRetouch's successors and what it was chosen by: benchmarks/README.md. Seven of ten crops hold an edit;
+the edit counts five times in the pixel loss; the adversarial loss comes in over the first steps; nothing normalises.
+"""
+
+from autoretouch_jax.architecture import PatchGAN, Retouch
+from autoretouch_jax.config import Config, DataConfig, LossConfig, OptimConfig, TrainConfig
+
+config = Config(
+    generator=Retouch(width=48, levels=4, blocks=2),
+    discriminator=PatchGAN(norm="none"),
+    loss=LossConfig(
+        pixel="l1",
+        pixel_weight=100.0,
+        edit_weight=5.0,
+        adversarial="lsgan",
+        adversarial_weight=1.0,
+        adversarial_ramp=2000,
+        mask_weight=3.0,
+        perceptual_weight=5.0,
+        perceptual_layers=("relu1_2", "relu2_2"),
+    ),
+    data=DataConfig(crop=256, edit_crops=0.7),
+    optim=OptimConfig(
+        generator_optimizer="muon",
+        generator_lr=1e-3,
+        discriminator_lr=5e-5,
+        beta1=0.9,
+        warmup_steps=500,
+        decay_share=0.5,
+        clip_norm=5.0,
+        ema=0.999,
+    ),
+    train=TrainConfig(steps=100_000, batch=8),
+)

@@ -1,0 +1,227 @@
+"""The networks of the field: exact against PyTorch, their sizes, what they cost and see, and how a peer's weights come in."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from conftest import GOLDEN
+
+from autoretouch_jax import architecture, catalogue, cli
+from autoretouch_jax.errors import Refused
+from autoretouch_jax.models import build, peers
+from autoretouch_jax.models.bundle import Model, load_model, raw_output, retouch_array
+from autoretouch_jax.models.layers import TransposedConv, depth_to_space, space_to_depth
+
+GENERATORS = [
+    "pix2pix_unet128_ngf2",
+    "pix2pix_unet256_ngf2",
+    "pix2pixhd_global_ngf4_down3_blocks2",
+    "pix2pixhd_local_ngf4_down3_global2_local2",
+]
+TOLERANCE = 1e-5
+
+
+def golden(name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
+    """All arrays of a file, the weights among them in the source framework's names, and the input as NHWC in [-1, 1]."""
+    with np.load(GOLDEN / f"{name}.npz") as archive:
+        arrays = {key: archive[key] for key in archive.files}
+    weights = {key.split("|")[1]: value for key, value in arrays.items() if "|" in key}
+    return arrays, weights, arrays["in0"].transpose(0, 2, 3, 1).astype(np.float32) / 127.5 - 1
+
+
+def float32(name: str) -> np.ndarray:
+    with np.load(GOLDEN / "pytorch_float32.npz") as archive:
+        return archive[name]
+
+
+def nchw(x) -> np.ndarray:
+    return np.asarray(x).transpose(0, 3, 1, 2)
+
+
+def relative_error(a, b) -> float:
+    return float(np.abs(np.asarray(a) - b).max() / np.abs(b).max())
+
+
+def agree_in_8_bits(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """The files hold round(127.5 · (x + 1)) modulo 256; a value on a rounding edge may fall either way."""
+    exact = (ours.astype(np.float64) + 1) * 127.5
+    distance = np.abs(exact - theirs) % 256
+    return bool((np.minimum(distance, 256 - distance) <= 0.5 + 1e-3).all())
+
+
+# ---- parity -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_generators_against_pytorch(name):
+    arrays, weights, image = golden(name)
+    config, variables = peers.generator(weights)
+    output = nchw(build.generator(config).apply(variables, image))
+    assert agree_in_8_bits(output, arrays["infer"])
+    assert relative_error(output[:, :, ::4, ::4], float32(name)) <= TOLERANCE
+
+
+def test_patchgan_against_pytorch():
+    arrays, weights, pair = golden("patchgan70_ndf4_batchnorm")
+    config, variables = peers.patchgan(weights)
+    module = build.discriminator(config)
+    logits = nchw(module.apply(variables, pair[..., :3], pair[..., 3:])[0][-1])
+    assert relative_error(logits, float32("patchgan70_ndf4_batchnorm")) <= TOLERANCE
+    trained, _ = module.apply(variables, pair[..., :3], pair[..., 3:], train=True, mutable=["batch_stats"])
+    assert relative_error(nchw(trained[0][-1]), arrays["train_nodropout"]) <= TOLERANCE
+
+
+def test_every_feature_of_every_scale_against_pytorch():
+    arrays, weights, pair = golden("pix2pixhd_multiscale_d_ndf4_num3")
+    config, variables = peers.patchgan(weights)
+    assert config == architecture.PatchGAN(width=4, norm="instance", scales=3, padding=2)
+    for scale, features in enumerate(build.discriminator(config).apply(variables, pair[..., :3], pair[..., 3:])):
+        for layer, feature in enumerate(features):
+            assert agree_in_8_bits(nchw(feature), arrays[f"infer.{scale}.{layer}"])
+            assert relative_error(nchw(feature)[:, ::4], float32(f"multiscale.{scale}.{layer}")) <= TOLERANCE
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_transposed_convolution_is_xlas(size):
+    module, x = TransposedConv(3, size, np.float32), np.random.default_rng(0).normal(size=(2, 5, 4, 6)).astype(np.float32)
+    variables = module.init(jax.random.key(0), x)
+    before, after = (2, 2) if size == 4 else (1, 2)
+    expected = jax.lax.conv_general_dilated(
+        x,
+        variables["params"]["kernel"][::-1, ::-1],
+        (1, 1),
+        [(before, after)] * 2,
+        lhs_dilation=(2, 2),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    np.testing.assert_allclose(module.apply(variables, x), expected, atol=1e-5)
+
+
+# ---- sizes, costs, sight ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("autoretouch", 4_594_051),
+        ("pix2pix (U-Net-256)", 54_413_955),
+        ("pix2pixhd_global", 182_443_267),
+        ("pix2pixhd_local", 182_701_827),
+        ("patchgan", 2_769_601),
+        ("patchgan, 2 scales", 5_535_618),
+    ],
+)
+def test_full_size_parameter_counts(name, count):
+    assert catalogue.parameters(catalogue.NETWORKS[name][0]) == count
+
+
+@pytest.mark.parametrize("name", list(catalogue.NETWORKS))
+def test_flops_are_what_the_catalogue_says(name):
+    config = catalogue.NETWORKS[name][0]
+    module, images = catalogue.module_and_images(config, 512, 512)
+    variables = jax.eval_shape(module.init, jax.random.key(0), *images)
+    flops = jax.jit(module.apply).lower(variables, *images).compile().cost_analysis()["flops"]
+    assert 2 * catalogue.multiply_accumulates(config, 512) == pytest.approx(flops, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        (architecture.PatchGAN(), 70),
+        (architecture.SeedPatchGAN(), 94),
+        (architecture.AutoRetouch(blocks=1), 23),
+        (architecture.Pix2Pix(levels=2), 18),
+    ],
+    ids=lambda value: getattr(value, "network", value),
+)
+def test_receptive_fields(config, field):
+    assert catalogue.receptive_field(config) == field
+
+
+def test_the_recommended_network_sees_beyond_135_pixels_and_the_tiles_know_it():
+    config = architecture.Retouch(width=4)
+    seen = catalogue.receptive_field(config)
+    assert 135 < seen <= 2 * build.receptive_radius(config) + 1
+
+
+def test_the_models_verb_lists_every_network(capsys):
+    small = {"pix2pix": (architecture.Pix2Pix(width=2, levels=3), "x"), "patchgan": (architecture.PatchGAN(width=2), "y")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalogue, "NETWORKS", small)
+        assert cli.main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["pix2pix", "patchgan"]
+    assert "70" in lines[2]
+
+
+# ---- our network ----------------------------------------------------------------------------------------------------------
+
+
+def random_retouch(**changes) -> Model:
+    config = architecture.Retouch(**({"width": 4, "levels": 2, "blocks": 1} | changes))
+    variables = build.generator(config).init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    rng = np.random.default_rng(0)
+    return Model(config, jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), variables))
+
+
+def test_untrained_it_is_the_identity_and_leaves_everything_alone():
+    config = architecture.Retouch(width=4, levels=2, blocks=1)
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    variables = build.generator(config).init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    output, need = raw_output(Model(config, variables), image)
+    np.testing.assert_array_equal(output, image)
+    assert (need < 0.5).all()
+
+
+@pytest.mark.parametrize("size", [(37, 50), (131, 70)])
+def test_its_tiles_do_not_show(size):
+    model, image = random_retouch(), np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+    whole, tiled = (raw_output(model, image, tile) for tile in (512, 32))
+    assert np.abs(whole[0].astype(int) - tiled[0]).max() <= 1
+    np.testing.assert_allclose(whole[1], tiled[1], atol=1e-4)
+
+
+def test_what_the_gate_closes_comes_back_bit_identical():
+    image = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    model = random_retouch()
+    raw, need = raw_output(model, image)
+    gate = float(np.median(need))
+    gated = retouch_array(Model(architecture.Retouch(width=4, levels=2, blocks=1, gate=gate), model.variables), image)
+    np.testing.assert_array_equal(gated[need < gate], image[need < gate])
+    np.testing.assert_array_equal(gated[need >= gate], raw[need >= gate])
+    assert (raw[need < gate] != image[need < gate]).any()
+
+
+def test_space_to_depth_and_back():
+    x = np.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
+    np.testing.assert_array_equal(depth_to_space(space_to_depth(x)), x)
+    np.testing.assert_array_equal(space_to_depth(x)[0, 0, 0, :3], x[0, 0, 0])
+
+
+# ---- a peer's weights -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["pix2pix_unet128_ngf2", "pix2pixhd_global_ngf4_down3_blocks2"])
+def test_a_peers_generator_becomes_a_model(name, tmp_path, capsys):
+    arrays, weights, _ = golden(name)
+    prefixed = {key.replace("model.", "model.model.", 1) if "unet" in name else key: value for key, value in weights.items()}
+    np.savez(tmp_path / "peer.npz", **prefixed, **{"model.9.num_batches_tracked": np.array(7)})
+    assert cli.main(["convert", str(tmp_path / "peer.npz"), "--out", str(tmp_path / "model")]) == 0
+    assert json.loads((tmp_path / "model" / "model.json").read_text())["generator"]["network"] in capsys.readouterr().out
+    image = arrays["in0"].transpose(0, 2, 3, 1)[0]
+    output = retouch_array(load_model(tmp_path / "model"), image)
+    assert np.abs(output.astype(int) - arrays["infer"].transpose(0, 2, 3, 1)[0]).max() <= 1
+
+
+def test_what_does_not_fit_is_named():
+    _, weights, _ = golden("pix2pix_unet128_ngf2")
+    with pytest.raises(Refused, match="level 0 is missing"):
+        peers.generator({key: value for key, value in weights.items() if key != "model.0.weight"})
+    with pytest.raises(Refused, match="no place"):
+        peers.generator(weights | {"model.7.weight": np.zeros((1, 1, 4, 4))})
+    with pytest.raises(Refused, match="first tensor is fc"):
+        peers.generator({"fc.weight": np.zeros(3)})
+    _, weights, _ = golden("pix2pixhd_global_ngf4_down3_blocks2")
+    with pytest.raises(Refused, match="another norm"):
+        peers.generator(weights | {"model.2.running_mean": np.zeros(4)})
