@@ -130,7 +130,7 @@ def test_what_is_undefined_is_null_left_out_and_counted():
     assert untouched["edit_recovered"] is None
     assert untouched["outside_error"] == 0
     everywhere = metrics.compare_edit(image, image + np.uint8(1), image)
-    assert everywhere == {"edit_recovered": 0.0, "outside_error": None}
+    assert everywhere == {"edit_recovered": 0.0, "outside_error": None, "outside_identical": None}
     assert metrics.ssim(image[:5], image[:5]) is None
     mean = metrics.mean([{"a": None, "b": 1.0}, {"a": 3.0, "b": 2.0}, {"a": None, "b": 3.0}])
     assert mean == {"a": 3.0, "b": 2.0, "undefined": {"a": 2, "b": 0}}
@@ -150,7 +150,9 @@ def test_evaluate_writes_the_table_the_json_and_the_pictures(model_folder, pair_
         "ssim_rgb_u8_gauss11",
         "edit_psnr",
         "edit_recovered",
+        "edit_recovered_ungated",
         "outside_error",
+        "outside_identical",
         "undefined",
     }
     mean = np.mean([image["model"]["edit_recovered"] for image in result["images"]])

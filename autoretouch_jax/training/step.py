@@ -26,6 +26,7 @@ from autoretouch_jax.training import losses, optim
 from autoretouch_jax.training.state import Learner, Networks, State
 
 Metrics = dict[str, jax.Array]
+Terms = dict[str, tuple[Any, Callable[[Retouched], jax.Array]]]  # weight and function of the generator's output
 
 
 def to_float(image: jax.Array) -> jax.Array:
@@ -94,49 +95,50 @@ def _update_discriminator(learner: Learner, source, target, fake, factor, networ
     return _descend(learner, gradients, stats, learning_rate, optim.optimizer(config.optim)), metrics
 
 
-def _generator_losses(source, target, step, discriminator, frozen, networks: Networks, config: Config):
+def _generator_losses(source, target, step, discriminator, frozen, networks: Networks, config: Config) -> Terms:
     """`{term: (weight, function of the generator's output)}` for the terms whose weight is not 0."""
-    weights = config.loss
-    functions: dict[str, tuple[Any, Callable[[Retouched], jax.Array]]] = {}
+    weights, terms = config.loss, {}
     if weights.pixel_weight > 0:
         edit_weight = losses.edit_weight(weights.edit_weight, weights.edit_weight_steps, step)
-        functions["pixel"] = (
-            weights.pixel_weight,
-            lambda fake: losses.pixel(weights.pixel, fake.image, target, source, edit_weight),
-        )
+        pixel = lambda fake: losses.pixel(weights.pixel, fake.image, target, source, edit_weight)  # noqa: E731
+        terms["pixel"] = weights.pixel_weight, pixel
     if discriminator is not None:
-        variables = {"params": discriminator.params, "batch_stats": discriminator.stats}
-
-        def judge(image: jax.Array):
-            return build.scales(networks.discriminator.apply(variables, source, image, train=True, mutable=["batch_stats"])[0])
-
-        ramp = jnp.minimum(1.0, (step + 1) / max(1, weights.adversarial_ramp))
-        functions["adversarial"] = (
-            weights.adversarial_weight * ramp,
-            lambda fake: losses.adversarial(weights.adversarial, judge(fake.image)),
-        )
-        if weights.feature_matching_weight > 0:
-            real = judge(target)
-            functions["feature_matching"] = (
-                weights.feature_matching_weight,
-                lambda fake: losses.feature_matching(judge(fake.image), real),
-            )
+        terms |= _adversarial_terms(source, target, step, discriminator, networks, config)
     if networks.vgg is not None:
-        window = (weights.perceptual_downsample, weights.perceptual_downsample)
-
-        def features(image: jax.Array):
-            return networks.vgg.apply({"params": frozen}, nn.avg_pool(image, window, window))
-
-        reference = features(target)
-        functions["perceptual"] = (
-            weights.perceptual_weight,
-            lambda fake: losses.perceptual(
-                features(fake.image), reference, weights.perceptual_layer_weights, weights.perceptual_scale
-            ),
-        )
+        terms["perceptual"] = weights.perceptual_weight, _perceptual(target, frozen, networks, config)
     if weights.mask_weight > 0:
-        functions["mask"] = weights.mask_weight, lambda fake: losses.mask(fake, source, target)
-    return functions
+        terms["mask"] = weights.mask_weight, lambda fake: losses.mask(fake, source, target)
+    return terms
+
+
+def _adversarial_terms(source, target, step, discriminator: Learner, networks: Networks, config: Config) -> Terms:
+    weights = config.loss
+    variables = {"params": discriminator.params, "batch_stats": discriminator.stats}
+
+    def judge(image: jax.Array):
+        return build.scales(networks.discriminator.apply(variables, source, image, train=True, mutable=["batch_stats"])[0])
+
+    ramp = jnp.minimum(1.0, (step + 1) / max(1, weights.adversarial_ramp))
+    adversarial = lambda fake: losses.adversarial(weights.adversarial, judge(fake.image))  # noqa: E731
+    terms: Terms = {"adversarial": (weights.adversarial_weight * ramp, adversarial)}
+    if weights.feature_matching_weight > 0:
+        real = judge(target)
+        matching = lambda fake: losses.feature_matching(judge(fake.image), real)  # noqa: E731
+        terms["feature_matching"] = weights.feature_matching_weight, matching
+    return terms
+
+
+def _perceptual(target, frozen, networks: Networks, config: Config) -> Callable[[Retouched], jax.Array]:
+    weights = config.loss
+    window = (weights.perceptual_downsample, weights.perceptual_downsample)
+
+    def features(image: jax.Array):
+        return networks.vgg.apply({"params": frozen}, nn.avg_pool(image, window, window))
+
+    reference = features(target)
+    return lambda fake: losses.perceptual(
+        features(fake.image), reference, weights.perceptual_layer_weights, weights.perceptual_scale
+    )
 
 
 def _shares(cotangents: dict[str, Retouched]) -> Metrics:

@@ -8,8 +8,12 @@ agree with the 8-bit outputs. To run it: pip install torch; python tests/golden/
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as f
+
+try:
+    import torch
+    import torch.nn.functional as f
+except ImportError:
+    torch = f = None  # the test only draws the weights
 
 HERE = Path(__file__).parent
 
@@ -116,6 +120,81 @@ def agree(ours, theirs):
     assert (rounded == theirs).mean() > 0.9999
 
 
+# ---- LPIPS on random weights, which the test draws again from the same seed -------------------------------------------------
+
+
+def random_lpips(backbone):
+    """`({name: array} in torchvision's names, heads)`: any weights will do to compare two programs."""
+    rng = np.random.RandomState(0)
+    arrays = {}
+    for name, shape in SHAPES[backbone].items():
+        arrays[f"{name}.weight"] = rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape).astype(np.float32)
+        arrays[f"{name}.bias"] = rng.normal(0, 0.05, shape[0]).astype(np.float32)
+    return arrays, {f"lin{i}": rng.uniform(0, 1, width).astype(np.float32) for i, width in enumerate(HEADS[backbone])}
+
+
+def fire(index, before, squeeze, expand):
+    name = f"features.{index}"
+    return {
+        f"{name}.squeeze": (squeeze, before, 1, 1),
+        f"{name}.expand1x1": (expand, squeeze, 1, 1),
+        f"{name}.expand3x3": (expand, squeeze, 3, 3),
+    }
+
+
+FIRES = ((3, 64, 16, 64), (4, 128, 16, 64), (6, 128, 32, 128), (7, 256, 32, 128))
+FIRES += ((9, 256, 48, 192), (10, 384, 48, 192), (11, 384, 64, 256), (12, 512, 64, 256))
+VGG = ((0, 3, 64), (2, 64, 64), (5, 64, 128), (7, 128, 128), (10, 128, 256), (12, 256, 256), (14, 256, 256))
+VGG += ((17, 256, 512), (19, 512, 512), (21, 512, 512), (24, 512, 512), (26, 512, 512), (28, 512, 512))
+ALEX = ((0, 3, 64, 11, 4, 2), (3, 64, 192, 5, 1, 2), (6, 192, 384, 3, 1, 1), (8, 384, 256, 3, 1, 1), (10, 256, 256, 3, 1, 1))
+SHAPES = {
+    "squeeze": {"features.0": (64, 3, 3, 3)} | {name: shape for row in FIRES for name, shape in fire(*row).items()},
+    "vgg16": {f"features.{index}": (after, before, 3, 3) for index, before, after in VGG},
+    "alex": {f"features.{index}": (after, before, size, size) for index, before, after, size, *_ in ALEX},
+}
+HEADS = {"squeeze": (64, 128, 256, 384, 384, 512, 512), "vgg16": (64, 128, 256, 512, 512), "alex": (64, 192, 384, 256, 256)}
+
+
+def squeezenet(w, x):
+    x = f.relu(conv(w, "features.0", x, 2))
+    yield x
+    for index, *_ in FIRES:
+        name = f"features.{index}"
+        x = f.max_pool2d(x, 3, 2, ceil_mode=True) if index in (3, 6, 9) else x
+        x = f.relu(conv(w, f"{name}.squeeze", x))
+        x = f.relu(torch.cat([conv(w, f"{name}.expand1x1", x), conv(w, f"{name}.expand3x3", x, 1, 1)], 1))
+        if index not in (3, 6):
+            yield x
+
+
+def vgg16(w, x):
+    for index, *_ in VGG:
+        x = f.max_pool2d(x, 2) if index in (5, 10, 17, 24) else x
+        x = f.relu(conv(w, f"features.{index}", x, 1, 1))
+        if index in (2, 7, 14, 21, 28):
+            yield x
+
+
+def alexnet(w, x):
+    for index, _, _, _, stride, padding in ALEX:
+        x = f.max_pool2d(x, 3, 2) if index in (3, 6) else x
+        x = f.relu(conv(w, f"features.{index}", x, stride, padding))
+        yield x
+
+
+def lpips(backbone, a, b):
+    arrays, heads = random_lpips(backbone)
+    w = {name: torch.from_numpy(value) for name, value in arrays.items()}
+    shift = torch.tensor([-0.030, -0.088, -0.188])[None, :, None, None]
+    scale = torch.tensor([0.458, 0.448, 0.450])[None, :, None, None]
+    network = {"squeeze": squeezenet, "vgg16": vgg16, "alex": alexnet}[backbone]
+    total = 0.0
+    for head, x, y in zip(heads.values(), *(network(w, (image - shift) / scale) for image in (a, b)), strict=True):
+        x, y = (z / (z.square().sum(1, keepdim=True).sqrt() + 1e-10) for z in (x, y))
+        total += float(((x - y).square() * torch.from_numpy(head)[None, :, None, None]).sum(1).mean())
+    return total
+
+
 def main():
     arrays = {}
     for name, network in NETWORKS.items():
@@ -128,6 +207,10 @@ def main():
         for layer, feature in enumerate(features):
             agree(feature, archive[f"infer.{scale}.{layer}"])
             arrays[f"multiscale.{scale}.{layer}"] = feature.numpy()[:, ::4]
+    pairs = np.load(HERE / "metrics.npz")
+    a, b = (torch.from_numpy(pairs[f"0/{name}"]).permute(2, 0, 1)[None].float() / 127.5 - 1 for name in "ab")
+    for backbone in HEADS:
+        arrays[f"lpips.{backbone}"] = np.float64(lpips(backbone, a[..., :95, :], b[..., :95, :]))
     np.savez_compressed(HERE / "pytorch_float32.npz", **arrays)
 
 
