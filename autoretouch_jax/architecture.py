@@ -41,7 +41,7 @@ class Retouch:
     """Resolutions: 1/2, 1/4, … of the image."""
     blocks: int = 2
     """Residual blocks per level, on the way down and on the way up."""
-    gate: float = 0.5
+    gate: float = 0.65
     """When retouching: pixels whose predicted probability of needing an edit is below this stay bit-identical."""
     dead_zone: int = 0
     """When retouching: pixels that would change by at most this many 8-bit levels in every channel stay as they are."""
