@@ -37,6 +37,7 @@ class Retouch:
     width: int = 48
     """Channels at half resolution; each level below has twice as many, up to `widest` times."""
     widest: int = 4
+    """How many times `width` the widest levels have."""
     levels: int = 4
     """Resolutions: 1/2, 1/4, … of the image."""
     blocks: int = 2

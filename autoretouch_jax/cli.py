@@ -136,6 +136,7 @@ def _convert(argv: Sequence[str]) -> int:
     from autoretouch_jax.models import bundle, peers, weights
 
     config, variables = peers.generator(weights.read_arrays(arguments.weights))
+    bundle.check_shapes(arguments.weights, config, variables)
     bundle.save_model(arguments.out, config, variables["params"], variables.get("batch_stats"), 0)
     print(f"{arguments.out}: {config}")
     return 0

@@ -62,7 +62,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--only", nargs="*", help="names of variants")
     options = parser.parse_args()
-    ours = edited(configs.load("portraits.py"), data={"root": str(options.faces)}, loss={"vgg_weights": str(options.vgg)})
+    gate = {"gate": configs.load("retouch.py").generator.gate}
+    ours = edited(
+        configs.load("portraits.py"), generator=gate, data={"root": str(options.faces)}, loss={"vgg_weights": str(options.vgg)}
+    )
     models = {}
     for name, config in variants(ours).items():
         if options.only and name not in options.only:

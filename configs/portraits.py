@@ -10,7 +10,7 @@ from autoretouch_jax.architecture import Retouch, SeedPatchGAN
 from autoretouch_jax.config import BlemishConfig, Config, DataConfig, LossConfig, OptimConfig, TrainConfig
 
 config = Config(
-    generator=Retouch(width=32, widest=2, levels=4, blocks=1),
+    generator=Retouch(width=32, widest=2, levels=4, blocks=1, gate=0.5),
     discriminator=SeedPatchGAN(width=16, norm="none"),
     loss=LossConfig(
         pixel="l1",

@@ -155,6 +155,16 @@ def test_the_models_verb_lists_every_network(capsys):
     assert "70" in lines[2]
 
 
+def test_an_instance_norm_unet_is_refused_before_anything_is_written(tmp_path, capsys):
+    _, weights, _ = golden("pix2pix_unet128_ngf2")
+    kernels = {key: value for key, value in weights.items() if value.ndim == 4}
+    biases = {key.replace("weight", "bias"): np.zeros(value.shape[0], np.float32) for key, value in kernels.items()}
+    np.savez(tmp_path / "peer.npz", **kernels, **biases)
+    assert cli.main(["convert", str(tmp_path / "peer.npz"), "--out", str(tmp_path / "model")]) == 2
+    assert "batch_stats" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
 # ---- our network ----------------------------------------------------------------------------------------------------------
 
 

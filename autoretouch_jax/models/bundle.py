@@ -74,17 +74,18 @@ def load_model(folder: str | Path) -> Model:
     except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         raise Refused(f"{path}: broken model ({type(error).__name__}: {error}); copy the folder again") from error
     variables = flax.traverse_util.unflatten_dict(flat, sep="/")
-    _check_shapes(path, config, variables)
+    check_shapes(path, config, variables)
     return Model(config, variables)
 
 
-def _check_shapes(path: Path, config: Generator, variables: Any) -> None:
+def check_shapes(path: Path, config: Generator, variables: Any) -> None:
+    """Refuse weights, read from `path`, that are not exactly those of the network described."""
     side = max(32, architecture.grid(config))
     expected = jax.eval_shape(build.generator(config).init, jax.random.key(0), np.zeros((1, side, side, 3), np.float32))
     want = {k: v.shape for k, v in flax.traverse_util.flatten_dict(expected, sep="/").items()}
     have = {k: v.shape for k, v in flax.traverse_util.flatten_dict(variables, sep="/").items()}
     if wrong := sorted(k for k in want.keys() | have.keys() if want.get(k) != have.get(k)):
-        raise Refused(f"{path}: the weights do not fit the description at {wrong[0]}; copy the folder again")
+        raise Refused(f"{path}: the weights do not fit {config} at {wrong[0]}; is the file complete, and of this network?")
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -23,7 +23,7 @@ def generator(arrays: Arrays) -> tuple[architecture.Generator, dict[str, Any]]:
     Understood: pix2pix' U-Nets with BatchNorm, pix2pixHD's global generator and local enhancer with instance norm. Raises
     Refused for anything else, naming the first tensor that does not fit.
     """
-    arrays = {name: value for name, value in arrays.items() if not name.endswith("num_batches_tracked")}
+    arrays = {name.removeprefix("module."): value for name, value in arrays.items() if not name.endswith("num_batches_tracked")}
     if any(name.startswith("model1_1.") for name in arrays):
         return pix2pixhd_local(arrays)
     if any(".conv_block." in name for name in arrays):
