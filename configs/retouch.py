@@ -19,7 +19,7 @@ config = Config(
         adversarial="lsgan",
         adversarial_weight=1.0,
         adversarial_ramp=2000,
-        mask_weight=8.0,
+        mask_weight=3.0,
         perceptual_weight=5.0,
         perceptual_layers=("relu1_2", "relu2_2"),
     ),

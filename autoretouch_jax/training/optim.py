@@ -53,8 +53,10 @@ def schedule(config: OptimConfig, steps: int, step: jax.Array) -> jax.Array:
 
     Until the decay begins it does not depend on `steps`, so a run can be prolonged.
     """
+    warmup = jnp.clip((step + 1) / max(1, config.warmup_steps), 0.0, 1.0).astype(jnp.float32)
+    if config.decay_share == 0:
+        return warmup  # the same program whatever `steps` is
     decay = jnp.clip((steps - step) / max(1.0, config.decay_share * steps), 0.0, 1.0)
-    warmup = jnp.clip((step + 1) / max(1, config.warmup_steps), 0.0, 1.0)
     return jnp.minimum(decay, warmup).astype(jnp.float32)
 
 
