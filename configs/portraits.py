@@ -10,7 +10,7 @@ from autoretouch_jax.architecture import Retouch, SeedPatchGAN
 from autoretouch_jax.config import BlemishConfig, Config, DataConfig, LossConfig, OptimConfig, TrainConfig
 
 config = Config(
-    generator=Retouch(width=32, widest=2, levels=4, blocks=1, gate=0.6),
+    generator=Retouch(width=32, widest=2, levels=4, blocks=1, gate=0.4),
     discriminator=SeedPatchGAN(width=16, norm="none"),
     loss=LossConfig(
         pixel="l1",
@@ -18,7 +18,7 @@ config = Config(
         edit_weight=5.0,
         adversarial="lsgan",
         adversarial_weight=1.0,
-        mask_weight=3.0,
+        mask_weight=8.0,
         perceptual_weight=5.0,
         perceptual_layers=("relu1_2",),
         perceptual_downsample=2,
