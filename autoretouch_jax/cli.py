@@ -99,6 +99,84 @@ class Convert:
     """The model folder to write; evaluate and retouch take it."""
 
 
+@dataclass(frozen=True)
+class Prepare:
+    """Turn pairs into records made for training: lossless, checksummed, a crop costs a crop. The same command again completes.
+
+    From two folders:  autoretouch data prepare BEFORE AFTER --out records
+    From a TFDS data set:  autoretouch data prepare --tfds FOLDER --split train --out records
+    Then:  autoretouch train configs/retouch.py --data.records records --workdir runs/a
+    """
+
+    pairs: Positional[tuple[Path, ...]] = ()
+    """Folder before retouching, folder after retouching; none with --tfds."""
+    out: Path = tyro.MISSING
+    """Folder for the records."""
+    tfds: Path | None = None
+    """Take the pairs from this TFDS data set instead."""
+    split: str = "train"
+    """Its split."""
+    workers: int = 0
+    """Processes; 0: one for each core."""
+    on_bad: Literal["skip", "fail"] = "skip"
+    """A pair that cannot be decoded is left out and named (exit status 1), or stops the work."""
+    license: str | None = None
+    """The data's licence; models trained on the records carry it."""
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Read and decode all records; name what is damaged (exit status 1)."""
+
+    records: Positional[Path]
+    """A folder that `data prepare` wrote."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """Write a TFDS data set (ArrayRecord, no TensorFlow needed), for sharing and for `--data.tfds`.
+
+    FFHQ and FFHQR in the official split:  autoretouch data build ffhqr FFHQ FFHQR --md5 ffhq-dataset-v2.json --out data
+    Your own two folders:  autoretouch data build retouch_pairs BEFORE AFTER --out data --license "all rights reserved"
+    """
+
+    kind: Positional[Literal["ffhqr", "retouch_pairs"]]
+    """Which builder."""
+    source: Positional[Path]
+    """Images before retouching: a folder or an uncompressed tar file."""
+    target: Positional[Path]
+    """Images after retouching."""
+    out: Path
+    """TFDS' data_dir: the data set goes to OUT/KIND/1.0.0."""
+    md5: Path | None = None
+    """FFHQ's ffhq-dataset-v2.json, to check every source before anything is written."""
+    validation: float = 0.1
+    """Share of `retouch_pairs` in the split `validation`, chosen by name; `ffhqr` has its own."""
+    test: float = 0.1
+    """Share in the split `test`."""
+    license: str | None = None
+    """The licence of `retouch_pairs`; models trained on it carry it."""
+
+
+@dataclass(frozen=True)
+class BenchData:
+    """Pairs per second of records against the usual way: decode two PNGs with Pillow and cut. One core, one run, one table.
+
+    autoretouch bench data  draws faces of 1024²; --source and --target take your own pairs.
+    """
+
+    source: Path | None = None
+    """Folder of PNGs before retouching; drawn faces where none is given."""
+    target: Path | None = None
+    """Folder of PNGs after retouching."""
+    pairs: int = 16
+    """How many pairs at most."""
+    seconds: float = 3.0
+    """Time for each line of the table, on each side."""
+    json: Path | None = None
+    """Also write the numbers to this file."""
+
+
 def _train(argv: Sequence[str]) -> int:
     named = next((arg for arg in argv if arg.endswith(".py")), None)
     default = configs.load(named) if named else configs.Config()
@@ -156,6 +234,50 @@ def _demo(argv: Sequence[str]) -> int:
     return demo.run(arguments.minutes, arguments.workdir)
 
 
+def _data_prepare(argv: Sequence[str]) -> int:
+    arguments = parse("data prepare", Prepare, argv)
+    if arguments.tfds is None and len(arguments.pairs) != 2:
+        raise Refused("give two folders, before and after retouching, or --tfds FOLDER")
+    if arguments.tfds and arguments.pairs:
+        raise Refused("--tfds and two folders exclude each other")
+    from autoretouch_jax.data import prepare, sources
+
+    if arguments.tfds:
+        from autoretouch_jax.data.builders import TfdsPairs
+
+        pairs: prepare.Pairs = TfdsPairs.open(arguments.tfds, arguments.split)
+    else:
+        pairs = sources.checked_pairs(*arguments.pairs)[0]
+    return prepare.run(pairs, arguments.out, arguments.workers, arguments.on_bad, arguments.license)
+
+
+def _data_verify(argv: Sequence[str]) -> int:
+    arguments = parse("data verify", Verify, argv)
+    from autoretouch_jax.data import prepare
+
+    return prepare.verify(arguments.records)
+
+
+def _data_build(argv: Sequence[str]) -> int:
+    arguments = parse("data build", Build, argv)
+    from autoretouch_jax.data import builders, ffhqr
+
+    if arguments.kind == "ffhqr":
+        splits = ffhqr.ffhqr_splits(arguments.source, arguments.target, arguments.md5)
+        return builders.build(builders.Ffhqr, splits, ffhqr.LICENSE, arguments.out)
+    splits = ffhqr.folder_splits(arguments.source, arguments.target, arguments.validation, arguments.test)
+    return builders.build(builders.RetouchPairs, splits, arguments.license, arguments.out)
+
+
+def _bench_data(argv: Sequence[str]) -> int:
+    arguments = parse("bench data", BenchData, argv)
+    if bool(arguments.source) != bool(arguments.target):
+        raise Refused("--source and --target belong together")
+    from autoretouch_jax import bench
+
+    return bench.data(arguments.source, arguments.target, arguments.pairs, arguments.seconds, arguments.json)
+
+
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], type]] = {
     "demo": (_demo, Demo),
     "train": (_train, Train),
@@ -163,6 +285,10 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], type]] = {
     "retouch": (_retouch, Retouch),
     "models": (_models, Models),
     "convert": (_convert, Convert),
+    "data prepare": (_data_prepare, Prepare),
+    "data build": (_data_build, Build),
+    "data verify": (_data_verify, Verify),
+    "bench data": (_bench_data, BenchData),
 }
 
 
@@ -188,7 +314,7 @@ def parse(verb: str, arguments: type[T], argv: Sequence[str], default: Any = tyr
 def usage() -> str:
     """What `autoretouch --help` prints."""
     lines = ["usage: autoretouch VERB …", "", "Train face retouching on your own pairs, measure it, use it.", ""]
-    lines += [f"  {name:10}{(kind.__doc__ or '').splitlines()[0]}" for name, (_, kind) in VERBS.items()]
+    lines += [f"  {name:14}{(kind.__doc__ or '').splitlines()[0]}" for name, (_, kind) in VERBS.items()]
     return "\n".join([*lines, "", "autoretouch VERB --help explains a verb; autoretouch --version prints the version."])
 
 
@@ -201,15 +327,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] == "--version":
         print(__version__)
         return 0
+    words = 2 if any(verb.startswith(f"{argv[0]} ") for verb in VERBS) else 1
+    verb = " ".join(argv[:words])
     try:
-        if argv[0] not in VERBS:
-            raise Refused(f"no such verb; the verbs are {', '.join(VERBS)}{configs.nearest(argv[0], list(VERBS))}")
-        return VERBS[argv[0]][0](argv[1:])
+        if verb not in VERBS:
+            raise Refused(f"no such verb; the verbs are {', '.join(VERBS)}{configs.nearest(verb, list(VERBS))}")
+        return VERBS[verb][0](argv[words:])
     except Refused as error:
-        print(f"autoretouch {argv[0]}: {error}", file=sys.stderr)
+        print(f"autoretouch {verb}: {error}", file=sys.stderr)
         return 2
     except (BadInput, OSError) as error:  # a full disk, a file that vanished
-        print(f"autoretouch {argv[0]}: {error}", file=sys.stderr)
+        print(f"autoretouch {verb}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

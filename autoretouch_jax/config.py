@@ -73,20 +73,35 @@ class BlemishConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where pairs come from: `root` (clean faces), or `source` and `target` (two folders paired by relative stem)."""
+    """Where pairs come from: `root` (clean faces), `source` and `target` (paired by relative stem), `records`, or `tfds`."""
 
     root: str | None = None
     source: str | None = None
     target: str | None = None
+    records: str | None = None
+    """A folder that `autoretouch data prepare` wrote: the fastest to train from."""
+    tfds: str | None = None
+    """A TFDS data set's folder that holds `source` and `target`, such as `autoretouch data build` writes."""
+    split: str = "train"
+    """Of the TFDS data set."""
+    audit: str | None = None
+    """What `autoretouch data audit --json` wrote: each pair counts with its weight, those of weight 0 are left out."""
+    on_bad: Literal["skip", "fail"] = "skip"
+    """An example that cannot be read is replaced, up to one in a thousand of them (one at least), or stops the run."""
     crop: int = 256
     """Side of the square training crop, in pixels, even."""
     resize: int = 0
     """Resize every photo to this square side before the crop, as pix2pix does (286); 0 crops from full resolution."""
     edit_crops: float = 0.0
-    """Share of the crops of a pair that are centred on an edited pixel; about a third of random crops hold no edit at all."""
+    """For pairs: share of the crops that are placed around an edit; about a third of random crops hold none at all. Each crop
+    is weighted in the losses so that their means stay what they are over crops placed anywhere."""
     zoom: tuple[float, float] = (1.0, 1.0)
     """Random resize factor of a photo before the crop; a photo is never made smaller than the crop."""
     flip: bool = True
+    colour: float = 0.0
+    """Random gamma and gain of each channel within about ± this share, the same for both images."""
+    extra_blemishes: float = 0.0
+    """For pairs: share of the crops whose source gets fresh blemishes on top."""
     blemish: BlemishConfig = field(default_factory=BlemishConfig)
 
 
@@ -162,7 +177,15 @@ class Config:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
-MAY_CHANGE_ON_RESUME = ("train.steps", "train.checkpoint_every", "train.log_every", "train.sample_every", "parallel.")
+DATA_FORMS = (("root",), ("source", "target"), ("records",), ("tfds",))
+MAY_CHANGE_ON_RESUME = (
+    "train.steps",
+    "train.checkpoint_every",
+    "train.log_every",
+    "train.sample_every",
+    "parallel.",
+    "data.on_bad",
+)
 
 
 def find(path: str | Path) -> Path:
@@ -191,13 +214,11 @@ def load(path: str | Path) -> Config:
 
 def choose_data(config: Config, argv: Sequence[str]) -> Config:
     """Drop the config's form of data where the command line names the other one, so that the command line's replaces it."""
-    named = {arg.split("=")[0] for arg in argv}
-    data = config.data
-    if "--data.root" in named:
-        data = dataclasses.replace(data, source=None, target=None)
-    elif named & {"--data.source", "--data.target"}:
-        data = dataclasses.replace(data, root=None)
-    return dataclasses.replace(config, data=data)
+    named = {arg.split("=")[0].removeprefix("--data.") for arg in argv if arg.startswith("--data.")}
+    if chosen := [form for form in DATA_FORMS if named & set(form)]:
+        dropped: dict[str, Any] = {key: None for form in DATA_FORMS if form not in chosen for key in form}
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, **dropped))
+    return config
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -224,12 +245,11 @@ def resolve(config: Config) -> Config:
     def absolute(path: str) -> str:
         return str(Path(path).expanduser().resolve())
 
-    data = dataclasses.replace(
-        config.data,
-        root=config.data.root and absolute(config.data.root),
-        source=config.data.source and absolute(config.data.source),
-        target=config.data.target and absolute(config.data.target),
-    )
+    places: dict[str, Any] = {
+        key: getattr(config.data, key) for key in ("root", "source", "target", "records", "tfds", "audit")
+    }
+    places = {key: place and absolute(place) for key, place in places.items()}
+    data = dataclasses.replace(config.data, **places)
     loss, train = config.loss, config.train
     if loss.vgg_weights not in ("download", "random"):
         loss = dataclasses.replace(loss, vgg_weights=absolute(loss.vgg_weights))
@@ -245,8 +265,8 @@ AT_LEAST_ONE = (
 NOT_NEGATIVE = (
     "generator.blocks", "generator.global_blocks", "generator.local_blocks", "generator.dead_zone", "optim.warmup_steps",
     "optim.clip_norm", "optim.global_frozen_steps", "parallel.devices", "train.seed", "train.steps", "train.epochs",
-    "data.resize", "loss.edit_weight_steps", "loss.pixel_weight", "loss.adversarial_weight", "loss.adversarial_ramp",
-    "loss.perceptual_weight", "loss.feature_matching_weight", "loss.mask_weight",
+    "data.resize", "data.colour", "loss.edit_weight_steps", "loss.pixel_weight", "loss.adversarial_weight",
+    "loss.adversarial_ramp", "loss.perceptual_weight", "loss.feature_matching_weight", "loss.mask_weight",
 )  # fmt: skip
 RULES: tuple[tuple[Sequence[str], Callable[[Any], bool], str], ...] = (
     (AT_LEAST_ONE, lambda value: value >= 1, "must be at least 1"),
@@ -254,7 +274,7 @@ RULES: tuple[tuple[Sequence[str], Callable[[Any], bool], str], ...] = (
     (("optim.generator_lr", "optim.discriminator_lr", "loss.edit_weight"), lambda value: value > 0, "must be positive"),
     (("optim.beta1", "optim.beta2", "optim.ema", "generator.dropout"), lambda value: 0 <= value < 1, "must be in [0, 1)"),
     (
-        ("optim.decay_share", "data.blemish.clean_share", "data.edit_crops", "generator.gate"),
+        ("optim.decay_share", "data.blemish.clean_share", "data.edit_crops", "data.extra_blemishes", "generator.gate"),
         lambda value: 0 <= value <= 1,
         "must be in [0, 1]",
     ),
@@ -286,16 +306,22 @@ def _validate_combinations(config: Config) -> None:
         raise Refused(f"--data.crop {data.crop}: network {config.generator.network} of this depth needs a multiple of {grid}")
     if data.resize and data.resize < data.crop:
         raise Refused(f"--data.resize {data.resize} is smaller than --data.crop {data.crop}; make it at least as large, or 0")
-    if data.root and (data.source or data.target):
-        raise Refused(
-            "--data.root and --data.source/--data.target exclude each other: "
-            "give clean faces (root) or pairs (source and target)"
-        )
+    _validate_data(data)
+
+
+def _validate_data(data: DataConfig) -> None:
+    given = [form for form in DATA_FORMS if any(getattr(data, key) for key in form)]
+    if len(given) > 1:
+        names = " and ".join("/".join(f"--data.{key}" for key in form) for form in given)
+        raise Refused(f"{names} exclude each other: give clean faces (root), pairs (source and target), records, or tfds")
     if bool(data.source) != bool(data.target):
         missing = "target" if data.source else "source"
         raise Refused(f"--data.{missing} is missing: pairs need both --data.source and --data.target")
-    if not data.root and not data.source:
-        raise Refused("no data: give --data.root FOLDER (clean faces) or --data.source A --data.target B (pairs)")
+    if not given:
+        raise Refused(
+            "no data: give --data.root FOLDER (clean faces), --data.source A --data.target B (pairs), --data.records FOLDER "
+            "(made by `autoretouch data prepare`) or --data.tfds FOLDER"
+        )
 
 
 def _validate_losses(config: Config) -> None:

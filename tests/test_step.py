@@ -79,7 +79,7 @@ def test_the_generator_learns_through_the_updated_discriminator(small_config):
         )
         variables = {"params": judge.params, "batch_stats": judge.stats}
         logits, _ = networks.discriminator.apply(variables, source, fake, train=True, mutable=["batch_stats"])
-        return config.loss.adversarial_weight * losses.adversarial("lsgan", [[logits]])
+        return config.loss.adversarial_weight * losses.adversarial("lsgan", [[logits]]).mean()
 
     scale = 1 - config.optim.beta1
     through_updated = jax.tree.map(lambda g: scale * g, jax.grad(loss)(before.generator.params, after.discriminator))
@@ -141,14 +141,14 @@ def test_one_forward_costs_at_most_085_of_two(small_config):
             fake = jax.lax.optimization_barrier(generate(state.generator.params)[0])
             real_logits, stats = judge(params, state.discriminator.stats, target)
             fake_logits, stats = judge(params, stats, fake)
-            return losses.discriminator("lsgan", [[real_logits]], [[fake_logits]]), stats
+            return losses.discriminator("lsgan", [[real_logits]], [[fake_logits]]).mean(), stats
 
         def g_loss(params, discriminator):
             fake, stats = generate(params)
             logits, _ = judge(discriminator.params, discriminator.stats, fake)
             features = [networks.vgg.apply({"params": frozen}, image) for image in (fake, target)]
             pixel = losses.pixel("l1", fake, target, source, 1.0)
-            return pixel + losses.adversarial("lsgan", [[logits]]) + losses.perceptual(*features), stats
+            return (pixel + losses.adversarial("lsgan", [[logits]]) + losses.perceptual(*features)).mean(), stats
 
         d_gradients, d_stats = jax.grad(d_loss, has_aux=True)(state.discriminator.params)
         discriminator = _descend(state.discriminator, d_gradients, d_stats, 1e-4, optim.optimizer(config.optim))
@@ -214,16 +214,16 @@ def test_shares_add_up_and_every_term_is_logged(small_config):
 def test_losses_by_hand():
     logits = jnp.array([[0.0, 2.0]])
     sigmoid = 1 / (1 + np.exp(-np.array([0.0, 2.0])))
-    assert float(losses.adversarial("bce", [[logits]])) == pytest.approx(-np.log(sigmoid).mean(), rel=1e-6)
-    assert float(losses.adversarial("lsgan", [[logits]])) == pytest.approx((1 + 1) / 2)
-    assert float(losses.adversarial("hinge", [[logits]])) == pytest.approx(-1)
-    assert float(losses.discriminator("lsgan", [[logits]], [[-logits]])) == pytest.approx(0.5 * (1 + 2))
-    assert float(losses.discriminator("hinge", [[logits]], [[-logits]])) == pytest.approx(0.5 * (0.5 + 0.5))
+    assert float(losses.adversarial("bce", [[logits]]).mean()) == pytest.approx(-np.log(sigmoid).mean(), rel=1e-6)
+    assert float(losses.adversarial("lsgan", [[logits]]).mean()) == pytest.approx((1 + 1) / 2)
+    assert float(losses.adversarial("hinge", [[logits]]).mean()) == pytest.approx(-1)
+    assert float(losses.discriminator("lsgan", [[logits]], [[-logits]]).mean()) == pytest.approx(0.5 * (1 + 2))
+    assert float(losses.discriminator("hinge", [[logits]], [[-logits]]).mean()) == pytest.approx(0.5 * (0.5 + 0.5))
     bce = -np.log(sigmoid).mean()  # the fake's logits are the real's, negated: both halves are equal
-    assert float(losses.discriminator("bce", [[logits]], [[-logits]])) == pytest.approx(bce, rel=1e-6)
+    assert float(losses.discriminator("bce", [[logits]], [[-logits]]).mean()) == pytest.approx(bce, rel=1e-6)
     source, target, fake = jnp.zeros((1, 1, 2, 3)), jnp.array([[[[0.0] * 3, [1.0] * 3]]]), jnp.full((1, 1, 2, 3), 0.5)
-    assert float(losses.pixel("l1", fake, target, source, 1.0)) == pytest.approx(0.5)
-    assert float(losses.pixel("mse", fake, target, source, 3.0)) == pytest.approx(0.25 * (1 + 3) / 2)
+    assert float(losses.pixel("l1", fake, target, source, 1.0).mean()) == pytest.approx(0.5)
+    assert float(losses.pixel("mse", fake, target, source, 3.0).mean()) == pytest.approx(0.25 * (1 + 3) / 2)
 
 
 def test_schedule_does_not_depend_on_the_total_before_the_decay():

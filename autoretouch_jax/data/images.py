@@ -3,6 +3,7 @@
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -58,14 +59,18 @@ def _ends_well(path: Path, kind: str) -> bool:
     return True
 
 
-def read_rgb(path: Path) -> np.ndarray:
-    """Decode to uint8 `[H, W, 3]`. An alpha channel of 255 everywhere is dropped; raises BadInput for any other, by name."""
+def read_rgb(path: Path | BinaryIO, name: str = "") -> np.ndarray:
+    """Decode to uint8 `[H, W, 3]`. An alpha channel of 255 everywhere is dropped; raises BadInput for any other, by name.
+
+    An open file has no name of its own: give one.
+    """
+    name = name or str(path)
     try:
         with Image.open(path) as image:
             image.load()
             has_alpha = "A" in image.getbands() or "transparency" in image.info
             if has_alpha and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
-                raise BadInput(f"{path}: has transparent pixels; flatten it onto the background it is meant for")
+                raise BadInput(f"{name}: has transparent pixels; flatten it onto the background it is meant for")
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
-        raise BadInput(f"{path}: cannot be decoded ({error}); replace or remove it") from error
+        raise BadInput(f"{name}: cannot be decoded ({error}); replace or remove it") from error

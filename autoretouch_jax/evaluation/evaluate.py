@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from autoretouch_jax.data.sources import PairSource, some
+from autoretouch_jax.data.sources import Source, some, whole
 from autoretouch_jax.errors import BadInput, Refused
 from autoretouch_jax.evaluation import metrics, report
 from autoretouch_jax.evaluation.lpips import Metric
@@ -22,7 +22,7 @@ PROTOCOL = (
 
 
 def evaluate(
-    models: Mapping[str, Model], pairs: PairSource, pictures: Path | None = None, lpips: Metric | None = None
+    models: Mapping[str, Model], pairs: Source, pictures: Path | None = None, lpips: Metric | None = None
 ) -> tuple[dict[str, Any], list[str]]:
     """`({"n", "protocol", "identity", "model", "images"}, faults)`; a pair that cannot be decoded becomes a fault.
 
@@ -31,7 +31,7 @@ def evaluate(
     images, faults = [], []
     for index in tqdm(range(len(pairs)), desc="evaluating", unit="image", dynamic_ncols=True, disable=None):
         try:
-            pair = pairs[index]
+            pair = whole(pairs[index])
         except BadInput as error:
             faults.append(str(error))
             continue
@@ -67,7 +67,7 @@ def _lpips(lpips: Metric | None, a: np.ndarray, b: np.ndarray) -> metrics.Values
     return {"lpips": lpips(a, b)} if lpips else {}
 
 
-def run(models: Sequence[Path], pairs: PairSource, json_path: Path | None, pictures: Path | None, lpips: Metric | None) -> int:
+def run(models: Sequence[Path], pairs: Source, json_path: Path | None, pictures: Path | None, lpips: Metric | None) -> int:
     """Check everything, evaluate, print the table, write the JSON. Returns the exit status."""
     if json_path and json_path.is_dir():
         raise Refused(f"--json {json_path}: is a folder; give a file name")

@@ -34,9 +34,11 @@ class Model:
 
     config: Generator
     variables: dict[str, Any]
+    data_license: str | None = None
+    """The licence of what it was trained on, where that was stated."""
 
 
-def save_model(folder: Path, config: Generator, params: Any, stats: Any, step: int) -> None:
+def save_model(folder: Path, config: Generator, params: Any, stats: Any, step: int, data_license: str | None = None) -> None:
     """Write (or replace) the folder; each file appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     tree = {"params": jax.device_get(params), **({"batch_stats": jax.device_get(stats)} if stats else {})}
@@ -47,6 +49,7 @@ def save_model(folder: Path, config: Generator, params: Any, stats: Any, step: i
         "format": FORMAT,
         "generator": dataclasses.asdict(config),
         "weights": "model.safetensors",
+        "data_license": data_license,
         "input": "NHWC float32 RGB, uint8 / 127.5 - 1",
         "output": "the same; clip to [-1, 1], (x + 1) * 127.5, round to uint8; then keep the input's pixel where the mask's "
         "probability is below generator.gate, or no channel changed by more than generator.dead_zone, where it has them",
@@ -75,7 +78,7 @@ def load_model(folder: str | Path) -> Model:
         raise Refused(f"{path}: broken model ({type(error).__name__}: {error}); copy the folder again") from error
     variables = flax.traverse_util.unflatten_dict(flat, sep="/")
     check_shapes(path, config, variables)
-    return Model(config, variables)
+    return Model(config, variables, description.get("data_license"))
 
 
 def check_shapes(path: Path, config: Generator, variables: Any) -> None:

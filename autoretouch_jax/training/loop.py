@@ -76,9 +76,9 @@ class Trainer:
         state = init_state(self.config, self.networks)
         return parallel.replicate(start_from(state, self.start, self.config) if self.start else state, self.mesh)
 
-    def batches(self, first_step: int) -> Iterator[Any]:
-        """Host batches from a step on."""
-        return pipeline.batches(self.source, self.config, first_step)
+    def batches(self, first_step: int, faults: pipeline.Faults | None = None) -> Iterator[Any]:
+        """Host batches from a step on; examples that cannot be read are noted in `faults`."""
+        return pipeline.batches(self.source, self.config, first_step, faults=faults)
 
     def put(self, batch: Any) -> Any:
         """A host batch onto the devices."""
@@ -132,7 +132,8 @@ def _train(trainer: Trainer, workdir: Path, checkpoints: Checkpoints, stop: Stop
     _announce(trainer, state, first)
 
     # ---- the loop --------------------------------------------------------------------------------------------------
-    batches, examples = trainer.batches(first), _sample_examples(trainer)
+    faults = pipeline.Faults(config.data, len(trainer.source))
+    batches, examples = trainer.batches(first, faults), _sample_examples(trainer, faults)
     window: list[dict[str, jax.Array]] = []
     waited, started = 0.0, time.perf_counter()
     since, since_step, step = started, first, first
@@ -165,7 +166,9 @@ def _train(trainer: Trainer, workdir: Path, checkpoints: Checkpoints, stop: Stop
                 window, now = [], time.perf_counter()
                 speed = (step - since_step) * config.train.batch / (now - since)
                 record = {"step": step, "images": step * config.train.batch, **means, "images_per_s": round(speed, 3)}
-                record["input_wait_share"] = round(waited / (now - since), 4)
+                record |= {"input_wait_share": round(waited / (now - since), 4), "bad_examples": len(faults.named)}
+                for fault in faults.news():
+                    bar.write(f"replaced by another example: {fault}", file=sys.stderr)
                 log.write(record | {"seconds": round(seconds + now - started, 3)})
                 bar.set_postfix_str(f"{speed:.1f} images/s", refresh=False)
                 since, since_step, waited = now, step, 0.0
@@ -228,10 +231,10 @@ def _announce(trainer: Trainer, state: State, first: int) -> None:
     )
 
 
-def _sample_examples(trainer: Trainer) -> dict[str, np.ndarray]:
+def _sample_examples(trainer: Trainer, faults: pipeline.Faults) -> dict[str, np.ndarray]:
     """A few fixed training crops to look at, the same for the whole life of the run."""
     collected: list[dict[str, np.ndarray]] = []
-    batches = pipeline.batches(trainer.source, trainer.config, 0, seed_offset=1)
+    batches = pipeline.batches(trainer.source, trainer.config, 0, seed_offset=1, faults=faults)
     while sum(len(batch["source"]) for batch in collected) < SAMPLES:
         collected.append(next(batches))
     return {name: np.concatenate([batch[name] for batch in collected])[:SAMPLES] for name in collected[0]}
@@ -253,4 +256,12 @@ def _sample(trainer: Trainer, state: State, path: Path, examples: dict[str, np.n
 def _publish(trainer: Trainer, workdir: Path, state: State) -> None:
     """Write `model/`."""
     variables = _ema_model(trainer, state).variables
-    save_model(workdir / "model", trainer.config.generator, variables["params"], variables.get("batch_stats"), int(state.step))
+    licenses = [trainer.source.license, trainer.start.data_license if trainer.start else None]
+    save_model(
+        workdir / "model",
+        trainer.config.generator,
+        variables["params"],
+        variables.get("batch_stats"),
+        int(state.step),
+        "; ".join(dict.fromkeys(filter(None, licenses))) or None,
+    )

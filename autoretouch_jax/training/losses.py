@@ -1,4 +1,7 @@
-"""The losses. Images are float32 `[N, H, W, 3]` in [-1, 1], logits float32; every loss is a float32 scalar, a mean."""
+"""The losses. Images are float32 `[N, H, W, 3]` in [-1, 1], logits float32; every loss is float32 `[N]`, a mean for each image.
+
+The step weighs and averages them over the batch.
+"""
 
 from collections.abc import Sequence
 
@@ -21,7 +24,7 @@ def pixel(kind: str, fake: jax.Array, target: jax.Array, source: jax.Array, edit
     error = fake - target
     error = jnp.square(error) if kind == "mse" else jnp.abs(error)
     edit = jnp.any(source != target, axis=-1, keepdims=True)
-    return jnp.mean(jnp.where(edit, edit_weight, 1.0) * error)
+    return _per_image(jnp.where(edit, edit_weight, 1.0) * error)
 
 
 def edit_weight(initial: float, steps: int, step: jax.Array) -> jax.Array:
@@ -35,17 +38,16 @@ def perceptual(fake: Features, target: Features, weights: Sequence[float] = (), 
     """Mean absolute difference of VGG features per layer, summed with `weights` (none given: averaged).
 
     `scale="rms"`, ours, divides by the RMS of the target's features: torchvision's and Keras' weights give activations on
-    scales 60 times apart. It is taken per image, so that the loss of a batch is the mean of its images' losses however it is
-    spread. `scale="none"` is pix2pixHD's (Wang et al. 2018, section 3.3).
+    scales 60 times apart. `scale="none"` is pix2pixHD's (Wang et al. 2018, section 3.3).
     """
-    total = jnp.zeros((), jnp.float32)
+    total: jax.Array | float = 0.0
     for weight, (name, reference) in zip(weights or [1 / len(target)] * len(target), target.items(), strict=True):
         reference = jax.lax.stop_gradient(reference.astype(jnp.float32))
         difference = jnp.abs(fake[name].astype(jnp.float32) - reference)
         if scale == "rms":
             difference *= jax.lax.rsqrt(jnp.mean(jnp.square(reference), axis=(1, 2, 3), keepdims=True) + 1e-12)
-        total += weight * jnp.mean(difference)
-    return total
+        total += weight * _per_image(difference)
+    return jnp.asarray(total)
 
 
 def feature_matching(fake: Scales, real: Scales) -> jax.Array:
@@ -53,18 +55,18 @@ def feature_matching(fake: Scales, real: Scales) -> jax.Array:
 
     Each scale's sum over layers counts 4 / layers and 1 / scales.
     """
-    total = jnp.zeros((), jnp.float32)
+    total: jax.Array | float = 0.0
     for ours, theirs in zip(fake, real, strict=True):
         for a, b in zip(ours[:-1], theirs[:-1], strict=True):
             difference = jnp.abs(a.astype(jnp.float32) - jax.lax.stop_gradient(b).astype(jnp.float32))
-            total += 4.0 / (len(ours) - 1) / len(fake) * jnp.mean(difference)
-    return total
+            total += 4.0 / (len(ours) - 1) / len(fake) * _per_image(difference)
+    return jnp.asarray(total)
 
 
 def mask(fake: Retouched, source: jax.Array, target: jax.Array) -> jax.Array:
     """Binary cross-entropy of the predicted mask against where source and target differ."""
     edit = jnp.any(source != target, axis=-1, keepdims=True).astype(jnp.float32)
-    return optax.sigmoid_binary_cross_entropy(fake.mask_logits, edit).mean()
+    return _per_image(optax.sigmoid_binary_cross_entropy(fake.mask_logits, edit))
 
 
 def discriminator(kind: str, real: Scales, fake: Scales) -> jax.Array:
@@ -73,22 +75,26 @@ def discriminator(kind: str, real: Scales, fake: Scales) -> jax.Array:
     `bce` (Goodfellow et al. 2014), `lsgan` (Mao et al. 2017) or `hinge` (Lim and Ye 2017), summed over D's scales.
     """
     parts = [_real_part(kind, a[-1]) + _fake_part(kind, b[-1]) for a, b in zip(real, fake, strict=True)]
-    return 0.5 * sum(parts, jnp.zeros((), jnp.float32))
+    return 0.5 * sum(parts[1:], parts[0])
 
 
 def adversarial(kind: str, fake: Scales) -> jax.Array:
     """What the generator minimises against D: the non-saturating form of each loss above, summed over D's scales."""
-    parts = [-scale[-1].mean() if kind == "hinge" else _real_part(kind, scale[-1]) for scale in fake]
-    return sum(parts, jnp.zeros((), jnp.float32))
+    parts = [-_per_image(scale[-1]) if kind == "hinge" else _real_part(kind, scale[-1]) for scale in fake]
+    return sum(parts[1:], parts[0])
 
 
 def _real_part(kind: str, logits: jax.Array) -> jax.Array:
     if kind == "bce":
-        return optax.sigmoid_binary_cross_entropy(logits, jnp.ones_like(logits)).mean()
-    return (jnp.square(logits - 1) if kind == "lsgan" else jax.nn.relu(1 - logits)).mean()
+        return _per_image(optax.sigmoid_binary_cross_entropy(logits, jnp.ones_like(logits)))
+    return _per_image(jnp.square(logits - 1) if kind == "lsgan" else jax.nn.relu(1 - logits))
 
 
 def _fake_part(kind: str, logits: jax.Array) -> jax.Array:
     if kind == "bce":
-        return optax.sigmoid_binary_cross_entropy(logits, jnp.zeros_like(logits)).mean()
-    return (jnp.square(logits) if kind == "lsgan" else jax.nn.relu(1 + logits)).mean()
+        return _per_image(optax.sigmoid_binary_cross_entropy(logits, jnp.zeros_like(logits)))
+    return _per_image(jnp.square(logits) if kind == "lsgan" else jax.nn.relu(1 + logits))
+
+
+def _per_image(values: jax.Array) -> jax.Array:
+    return jnp.mean(values.astype(jnp.float32), axis=tuple(range(1, values.ndim)))

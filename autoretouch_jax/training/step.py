@@ -35,8 +35,12 @@ def to_float(image: jax.Array) -> jax.Array:
 
 
 def train_step(state: State, batch: dict[str, jax.Array], frozen: Any, *, networks: Networks, config: Config):
-    """`(state, {"source", "target": uint8[n, H, W, 3]}, VGG parameters) → (state, metrics)`, on one device's share."""
-    source, target = to_float(batch["source"]), to_float(batch["target"])
+    """`(state, {"source", "target": uint8[n, H, W, 3], "weight": float32[n]}, VGG parameters) → (state, metrics)`.
+
+    To be called with one device's share. Every loss of the batch is the mean of its images' losses times their weights
+    (`data/crops.py`; 1 where there are none).
+    """
+    source, target, weight = to_float(batch["source"]), to_float(batch["target"]), batch.get("weight", 1.0)
     factor = optim.schedule(config.optim, config.train.steps, state.step)
 
     rngs = {"dropout": parallel.fold_in_device(jax.random.fold_in(jax.random.key(config.train.seed), state.step))}
@@ -50,15 +54,13 @@ def train_step(state: State, batch: dict[str, jax.Array], frozen: Any, *, networ
 
     discriminator, metrics = state.discriminator, {}
     if discriminator is not None:
-        discriminator, metrics = _update_discriminator(discriminator, source, target, fake.image, factor, networks, config)
+        discriminator, metrics = _update_discriminator(discriminator, batch, fake.image, factor, networks, config)
 
     functions = _generator_losses(source, target, state.step, discriminator, frozen, networks, config)
-    cotangents, terms = {}, {}
-    for name, (weight, function) in functions.items():
-        terms[name], gradient = jax.value_and_grad(function)(fake)
-        cotangents[name] = jax.tree.map(lambda g, w=weight: w * g, gradient)
+    terms, cotangents = _values_and_cotangents(functions, fake, weight)
     if "pixel" in terms:  # logged without the edit's weight, so that its curve is comparable over the run
-        terms["pixel"] = losses.pixel(config.loss.pixel, fake.image, target, source, 1.0)
+        for name, image in (("pixel", fake.image), ("pixel_identity", source)):  # identity: what doing nothing costs
+            terms[name] = jnp.mean(weight * losses.pixel(config.loss.pixel, image, target, source, 1.0))
     total = jax.tree.map(lambda *parts: sum(parts), *cotangents.values())
     gradients, generator_stats = parallel.mean((pull(total)[0], generator_stats))
     gradients = optim.freeze_global(gradients, config.optim, state.step)
@@ -74,8 +76,9 @@ def train_step(state: State, batch: dict[str, jax.Array], frozen: Any, *, networ
     return State(state.step + 1, generator, discriminator, ema), metrics
 
 
-def _update_discriminator(learner: Learner, source, target, fake, factor, networks: Networks, config: Config):
+def _update_discriminator(learner: Learner, batch, fake, factor, networks: Networks, config: Config):
     """Real first, then fake, then one optimizer step."""
+    source, target = to_float(batch["source"]), to_float(batch["target"])
 
     def loss(params: Any):
         def judge(image: jax.Array, stats: Any):
@@ -85,7 +88,7 @@ def _update_discriminator(learner: Learner, source, target, fake, factor, networ
 
         real, stats = judge(target, learner.stats)
         judged, stats = judge(jax.lax.stop_gradient(fake), stats)
-        value = losses.discriminator(config.loss.adversarial, real, judged)
+        value = jnp.mean(batch.get("weight", 1.0) * losses.discriminator(config.loss.adversarial, real, judged))
         logits = {"logits/real": real[0][-1].mean(), "logits/fake": judged[0][-1].mean()}
         return value, (stats, {"loss/discriminator": value} | logits)
 
@@ -109,6 +112,15 @@ def _generator_losses(source, target, step, discriminator, frozen, networks: Net
     if weights.mask_weight > 0:
         terms["mask"] = weights.mask_weight, lambda fake: losses.mask(fake, source, target)
     return terms
+
+
+def _values_and_cotangents(functions: Terms, fake: Retouched, weight: Any) -> tuple[Metrics, dict[str, Retouched]]:
+    """Each term's weighted mean over the batch, and its gradient at the generator's output times the term's own weight."""
+    values, cotangents = {}, {}
+    for name, (scale, function) in functions.items():
+        values[name], gradient = jax.value_and_grad(lambda fake, f=function: jnp.mean(weight * f(fake)))(fake)
+        cotangents[name] = jax.tree.map(lambda g, scale=scale: scale * g, gradient)
+    return values, cotangents
 
 
 def _adversarial_terms(source, target, step, discriminator: Learner, networks: Networks, config: Config) -> Terms:

@@ -1,0 +1,53 @@
+"""Where to cut: crops drawn more often where there is an edit, each with the weight that keeps the loss unbiased."""
+
+import numpy as np
+
+CELL = 16  # side of the squares, in pixels, in which edits are counted
+
+Box = tuple[int, int, int, int]  # top, left, height, width
+
+
+def edit_map(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """`uint8[h, w, 3]` twice → `uint8[⌈h / 16⌉, ⌈w / 16⌉]`: each cell's share of edited pixels in 1/255, rounded up."""
+    changed = (source != target).any(-1)
+    height, width = changed.shape
+    changed = np.pad(changed, ((0, -height % CELL), (0, -width % CELL)))
+    counts = changed.reshape(changed.shape[0] // CELL, CELL, -1, CELL).sum((1, 3))
+    return np.ceil(counts * (255 / CELL**2)).astype(np.uint8)
+
+
+def draw(
+    rng: np.random.Generator, height: int, width: int, edits: np.ndarray, side: int, share: float
+) -> tuple[int, int, float]:
+    """Top and left of a square crop, and its weight.
+
+    A share of the crops is placed around an edited cell (drawn by the root of its edited pixels, so that small spots count),
+    the rest anywhere. The weight is the uniform density of the place over the density it was drawn with (importance
+    sampling): weighted means over crops are what they would be with crops drawn anywhere.
+    """
+    places = (height - side + 1, width - side + 1)
+    chances = np.sqrt(edits, dtype=np.float64)
+    total = chances.sum()
+    if share == 0 or total == 0:
+        return int(rng.integers(places[0])), int(rng.integers(places[1])), 1.0
+    chances /= total
+    (low_y, high_y, centre_y), (low_x, high_x, centre_x) = (
+        _reach(cells, size, side) for cells, size in zip(edits.shape, (height, width), strict=True)
+    )
+    if rng.random() < share:
+        row, column = divmod(int(np.searchsorted(chances.cumsum(), rng.random() * (1 - 1e-12), side="right")), edits.shape[1])
+        row = min(row, edits.shape[0] - 1)
+        top, left = int(rng.integers(low_y[row], high_y[row])), int(rng.integers(low_x[column], high_x[column]))
+    else:
+        top, left = int(rng.integers(places[0])), int(rng.integers(places[1]))
+    rows = (centre_y >= top) & (centre_y < top + side)
+    columns = (centre_x >= left) & (centre_x < left + side)
+    inside = chances[np.ix_(rows, columns)]
+    density = ((inside / (high_y - low_y)[rows][:, None]) / (high_x - low_x)[columns]).sum()
+    return top, left, 1.0 / (1 - share + share * float(density) * places[0] * places[1])
+
+
+def _reach(cells: int, size: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each cell along an axis: first and end of the crops' positions that hold its centre, and the centre."""
+    centre = np.minimum(np.arange(cells) * CELL + CELL // 2, size - 1)
+    return np.maximum(0, centre - side + 1), np.minimum(centre, size - side) + 1, centre

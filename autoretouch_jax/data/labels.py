@@ -1,0 +1,164 @@
+"""Inconsistent labels: spots left in a target that look like spots removed elsewhere.
+
+A small network learns from all pairs at once where an edit is wanted: from sources (there, where source and target differ) and from
+targets (nowhere). It is trained twice, each time on half of the pairs, and looks at the other half, so that it cannot learn a
+pair's own omissions by heart. What it wants to edit in a *target* is a spot that retouchers of other pairs remove.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from skimage.measure import label, regionprops
+from tqdm import tqdm
+
+FEWEST_PAIRS = 12  # fewer do not show what is usual
+MOST_LEARNED = 300  # pairs that a half learns from
+CROP, CROPS, BATCH, STEPS = 96, 10, 16, 400
+LEARNING_RATE = 5e-3
+RARE = 5.0  # how many times an edited pixel counts: they are few
+WIDTH = 24
+TILE, HALO = 512, 32  # images are looked at in windows of TILE + 2 HALO
+EDITED = 6  # levels from which a change is an edit to be learned
+WANTED = 0.5  # probability from which a pixel is wanted to be edited
+SMALLEST = 3  # pixels of half resolution that make a spot
+INCONSISTENT = 0.3  # share of the spots that are left; fixed on faces and blemishes drawn by this package's own program
+FEWEST_LEFT = 2
+
+Pair = tuple[np.ndarray, np.ndarray]  # source and target, uint8[h, w, 3]
+Finding = dict[str, Any]  # "score", "left", "removed", "spots": [(row, column, radius)]
+
+
+class Wanted(nn.Module):
+    """`float32[N, H, W, 3]` in [-1, 1] → `logits[N, H/2, W/2]`: is an edit wanted here? Sees 51 pixels."""
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        """See the class."""
+        n, height, width, _ = image.shape
+        around = jnp.pad(image, ((0, 0), (7, 7), (7, 7), (0, 0)), mode="edge")
+        image = 4 * (image - nn.avg_pool(around, (15, 15), padding="VALID"))  # contrast, not complexion
+        x = image.reshape(n, height // 2, 2, width // 2, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(n, height // 2, width // 2, 12)
+        for dilation in (1, 1, 2, 4):
+            x = nn.relu(nn.Conv(WIDTH, (3, 3), kernel_dilation=dilation)(x))
+        return nn.Conv(1, (1, 1), bias_init=nn.initializers.constant(-3.0))(x)[..., 0]
+
+
+def find(names: Sequence[str], read: Callable[[str], Pair]) -> dict[str, Finding]:
+    """For each pair the share of its spots that were left, and where they are. With too few pairs, nothing."""
+    if len(names) < FEWEST_PAIRS:
+        return {}
+    findings: dict[str, Finding] = {}
+    order = np.random.default_rng(0).permutation(len(names))
+    halves = [[names[i] for i in order[0::2]], [names[i] for i in order[1::2]]]
+    for number, (learned, judged) in enumerate((halves, halves[::-1])):
+        params = _learn(learned[:MOST_LEARNED], read, number)
+        for name in tqdm(judged, desc=f"looking for spots that were left ({number + 1}/2)", unit="pair", disable=None):
+            findings[name] = _judge(params, *read(name))
+    return findings
+
+
+def _crops(names: Sequence[str], read: Callable[[str], Pair]) -> tuple[np.ndarray, np.ndarray]:
+    """Crops of sources and targets, `uint8[N, 96, 96, 3]`, and where to edit them, `bool[N, 48, 48]`."""
+    rng = np.random.default_rng(1)
+    images, masks = [], []
+    for name in names:
+        source, target = (_padded(image, CROP) for image in read(name))
+        edit = np.abs(source.astype(np.int16) - target).max(-1) >= EDITED
+        places = np.flatnonzero(edit)
+        height, width = edit.shape
+        for number in range(CROPS):
+            row, column = divmod(int(rng.choice(places)), width) if places.size and number % 2 else (
+                int(rng.integers(height)), int(rng.integers(width)))  # fmt: skip
+            top = min(max(row - int(rng.integers(CROP)), 0), height - CROP)
+            left = min(max(column - int(rng.integers(CROP)), 0), width - CROP)
+            place = np.s_[top : top + CROP, left : left + CROP]
+            images += [source[place], target[place]]
+            wanted = edit[place].reshape(CROP // 2, 2, CROP // 2, 2).any((1, 3))
+            masks += [wanted, np.zeros_like(wanted)]
+    return np.stack(images), np.stack(masks)
+
+
+def _learn(names: Sequence[str], read: Callable[[str], Pair], seed: int) -> Any:
+    images, masks = _crops(names, read)
+    rng = np.random.default_rng(seed)
+    params = jax.jit(Wanted().init)(jax.random.key(seed, impl="rbg"), np.zeros((1, CROP, CROP, 3), np.float32))
+    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, STEPS))
+
+    @jax.jit
+    def step(params: Any, state: Any, image: jax.Array, mask: jax.Array):
+        def loss(params: Any) -> jax.Array:
+            logits = Wanted().apply(params, image.astype(jnp.float32) / 127.5 - 1)
+            losses = optax.sigmoid_binary_cross_entropy(logits, mask.astype(jnp.float32))
+            return (losses * jnp.where(mask, RARE, 1.0)).mean()
+
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for _ in tqdm(range(STEPS), desc="learning what is usually removed", unit="step", disable=None):
+        chosen = rng.integers(len(images), size=BATCH)
+        flip, turn = rng.random() < 0.5, int(rng.integers(4))
+        batch, wanted = (np.rot90(array[chosen], turn, (1, 2)) for array in (images, masks))
+        batch, wanted = (array[:, :, ::-1] if flip else array for array in (batch, wanted))
+        params, state = step(params, state, np.ascontiguousarray(batch), np.ascontiguousarray(wanted))
+    return params
+
+
+def _judge(params: Any, source: np.ndarray, target: np.ndarray) -> Finding:
+    """Spots wanted in the source that were removed, and spots wanted in the target: those that were left."""
+    edit = np.abs(source.astype(np.int16) - target).max(-1) >= EDITED
+    before, after = (_spots(params, image) for image in (source, target))
+    removed = sum(bool(edit[_around(spot, edit.shape)].any()) for spot in before)
+    left = [spot for spot in after if not edit[_around(spot, edit.shape)].any()]
+    score = len(left) / max(1, len(left) + removed)
+    return {"score": score, "left": len(left), "removed": removed, "spots": left}
+
+
+def _around(spot: tuple[float, float, float], shape: tuple[int, ...]) -> tuple[slice, slice]:
+    row, column, radius = spot
+    ranges = [(max(0, int(centre - radius)), int(centre + radius) + 1) for centre in (row, column)]
+    return slice(*ranges[0]), slice(*ranges[1])
+
+
+def _spots(params: Any, image: np.ndarray) -> list[tuple[float, float, float]]:
+    """Rows, columns and radii, in pixels, of what is wanted to be edited."""
+    wanted = label(_wanted(params, image) > WANTED)
+    return [
+        (2 * region.centroid[0] + 0.5, 2 * region.centroid[1] + 0.5, max(2.0, float(np.sqrt(4 * region.area / np.pi))))
+        for region in regionprops(wanted)
+        if region.area >= SMALLEST
+    ]
+
+
+@jax.jit
+def _probability(params: Any, window: jax.Array) -> jax.Array:
+    return jax.nn.sigmoid(Wanted().apply(params, window[None].astype(jnp.float32) / 127.5 - 1))[0]
+
+
+def _wanted(params: Any, image: np.ndarray) -> np.ndarray:
+    """`uint8[h, w, 3]` → `float32[⌈h/2⌉, ⌈w/2⌉]`, window by window."""
+    height, width = image.shape[:2]
+    rows, columns = -(-height // TILE), -(-width // TILE)
+    padded = np.pad(
+        image, ((HALO, HALO + rows * TILE - height), (HALO, HALO + columns * TILE - width), (0, 0)), mode="symmetric"
+    )
+    out = np.empty((rows * TILE // 2, columns * TILE // 2), np.float32)
+    for top, left in _places(rows, columns):
+        window = padded[top : top + TILE + 2 * HALO, left : left + TILE + 2 * HALO]
+        inside = slice(HALO // 2, (HALO + TILE) // 2)
+        out[top // 2 : (top + TILE) // 2, left // 2 : (left + TILE) // 2] = _probability(params, window)[inside, inside]
+    return out[: -(-height // 2), : -(-width // 2)]
+
+
+def _places(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    return ((row * TILE, column * TILE) for row in range(rows) for column in range(columns))
+
+
+def _padded(image: np.ndarray, side: int) -> np.ndarray:
+    missing = [max(0, side - size) for size in image.shape[:2]]
+    return np.pad(image, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric") if any(missing) else image

@@ -1,0 +1,179 @@
+"""Records made for training: pairs in ArrayRecord shards, lossless, readable by example and by crop.
+
+A folder holds `index.json` and `shard-NNNNN.arrayrecord` files. Each example is a run of records: first its edit map
+(`crops.edit_map`, raw), then its tiles (`tiles.encode`) row by row, so that a crop reads and decodes only the tiles it touches.
+ArrayRecord checks a hash of every record it reads. An image is padded on the right and below to whole tiles.
+"""
+
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from autoretouch_jax.data import tiles
+from autoretouch_jax.data.crops import CELL, Box, edit_map
+from autoretouch_jax.errors import BadInput, Refused
+
+FORMAT = 1
+INDEX = "index.json"
+WRITER_OPTIONS = "group_size:1,uncompressed"  # every record on its own, and packed already
+READER_OPTIONS = "readahead_buffer_size:0"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where an example is: its shard's number, its first record, and what is needed to count and decode its tiles."""
+
+    name: str
+    height: int
+    width: int
+    side: int
+    shard: int
+    first: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tiles."""
+        return -(-self.height // self.side), -(-self.width // self.side)
+
+    @property
+    def records(self) -> int:
+        """Records of this example."""
+        return 1 + self.grid[0] * self.grid[1]
+
+
+def tile_side(height: int, width: int) -> int:
+    """128, or less for an image that is smaller."""
+    return min(tiles.SIDE, -(-max(height, width) // 16) * 16)
+
+
+def write_example(writer: ArrayRecordWriter, source: np.ndarray, target: np.ndarray) -> None:
+    """Append one pair, `uint8[h, w, 3]` each."""
+    height, width = source.shape[:2]
+    side = tile_side(height, width)
+    writer.write(edit_map(source, target).tobytes())
+    margins = ((0, -height % side), (0, -width % side), (0, 0))
+    a, b = (np.pad(image, margins, mode="edge") for image in (source, target))
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            place = np.s_[top : top + side, left : left + side]
+            writer.write(tiles.encode(a[place], b[place]))
+
+
+@dataclass(frozen=True)
+class RecordPair:
+    """One example of a `RecordSource`; nothing is read before it is asked for."""
+
+    source: "RecordSource"
+    entry: Entry
+    weight: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """The pair's name."""
+        return self.entry.name
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+        return self.entry.height
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+        return self.entry.width
+
+    def edits(self) -> np.ndarray:
+        """`uint8[⌈h / 16⌉, ⌈w / 16⌉]`, see `crops.edit_map`."""
+        (data,) = self.source.read(self.entry, [0])
+        shape = (-(-self.height // CELL), -(-self.width // CELL))
+        if len(data) != shape[0] * shape[1]:
+            raise BadInput(self.source.damaged(self.entry, "its edit map has another size"))
+        return np.frombuffer(data, np.uint8).reshape(shape)
+
+    def cut(self, box: Box) -> dict[str, np.ndarray]:
+        """`{"source", "target"}: uint8[h, w, 3]` of a box inside the image."""
+        top, left, height, width = box
+        side, columns = self.entry.side, self.entry.grid[1]
+        rows = range(top // side, (top + height - 1) // side + 1)
+        across = range(left // side, (left + width - 1) // side + 1)
+        data = self.source.read(self.entry, [1 + row * columns + column for row in rows for column in across])
+        try:
+            source, target = tiles.decode(
+                data, len(across), side, (top - rows[0] * side, left - across[0] * side, height, width)
+            )
+        except ValueError as error:
+            raise BadInput(self.source.damaged(self.entry, error)) from error
+        return {"source": source, "target": target}
+
+
+class RecordSource:
+    """Pairs from a folder that `autoretouch data prepare` wrote. Only `index.json` is read to open it."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        index = read_index(root)
+        self.license: str | None = index["license"]
+        self.shards: list[str] = [shard["file"] for shard in index["shards"]]
+        self.entries = [Entry(*fields) for fields in index["examples"]]
+        self.names = [entry.name for entry in self.entries]
+        missing = [name for name in self.shards if not (root / name).is_file()]
+        if missing:
+            raise Refused(f"{root}: {missing[0]} is missing; copy it again, or run `autoretouch data prepare` again")
+        smallest = min(self.entries, key=lambda entry: min(entry.height, entry.width))
+        self.smallest = root / smallest.name, smallest.width, smallest.height
+        self._readers: dict[int, ArrayRecordReader] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> RecordPair:
+        return RecordPair(self, self.entries[index])
+
+    def read(self, entry: Entry, offsets: Sequence[int]) -> list[bytes]:
+        """Some of an example's records. Raises BadInput, naming the example and its shard, when they are damaged."""
+        try:
+            with self._lock:
+                reader = self._readers.get(entry.shard)
+                if reader is None:
+                    path = str(self.root / self.shards[entry.shard])
+                    reader = self._readers[entry.shard] = ArrayRecordReader(path, READER_OPTIONS)
+            return reader.read([entry.first + offset for offset in offsets])
+        except (RuntimeError, ValueError, IndexError, OSError) as error:
+            raise BadInput(self.damaged(entry, error)) from error
+
+    def damaged(self, entry: Entry, why: Any) -> str:
+        """The message for a damaged example."""
+        reason = " ".join(str(why).split())[:160]
+        return (
+            f"{self.root / self.shards[entry.shard]}: example {entry.name} is damaged ({reason}); "
+            "run `autoretouch data prepare` again to rewrite it"
+        )
+
+
+def read_index(root: Path) -> dict[str, Any]:
+    """`index.json`, checked. Raises Refused, saying what to do, when there is none or it is of another kind."""
+    path = root / INDEX
+    if not path.is_file():
+        unfinished = any(root.glob("shard-*")) if root.is_dir() else False
+        hint = (
+            "`autoretouch data prepare` did not finish; run it again"
+            if unfinished
+            else "make it with `autoretouch data prepare`"
+        )
+        raise Refused(f"{root}: holds no {INDEX}; {hint}")
+    try:
+        index = json.loads(path.read_text())
+        if index["format"] != FORMAT:
+            raise Refused(f"{path}: format {index['format']}; this version reads format {FORMAT}; prepare the records again")
+        if not index["examples"]:
+            raise Refused(f"{path}: holds no examples; prepare the records again")
+    except (ValueError, KeyError, TypeError) as error:
+        raise Refused(f"{path}: not an index of records ({error}); prepare the records again") from error
+    return index
