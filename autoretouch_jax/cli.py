@@ -133,6 +133,28 @@ class Verify:
 
 
 @dataclass(frozen=True)
+class Audit:
+    """Find what is wrong with pairs before training on them: a page with pictures, a JSON file, exit status 1 if anything.
+
+    autoretouch data audit BEFORE AFTER --html audit.html --json audit.json
+    Then:  autoretouch train configs/retouch.py --data.source BEFORE --data.target AFTER --data.audit audit.json …
+    """
+
+    source: Positional[Path]
+    """Folder of images before retouching."""
+    target: Positional[Path]
+    """Folder of images after retouching, paired by name."""
+    html: Path | None = Path("audit.html")
+    """The page."""
+    json: Path | None = Path("audit.json")
+    """Every pair's weight, reasons and measures; `--data.audit` takes it."""
+    labels: bool = True
+    """Also look for spots left in a target that look like spots removed elsewhere; the longest part."""
+    workers: int = 0
+    """Processes; 0: one for each core."""
+
+
+@dataclass(frozen=True)
 class Build:
     """Write a TFDS data set (ArrayRecord, no TensorFlow needed), for sharing and for `--data.tfds`.
 
@@ -258,6 +280,13 @@ def _data_verify(argv: Sequence[str]) -> int:
     return prepare.verify(arguments.records)
 
 
+def _data_audit(argv: Sequence[str]) -> int:
+    arguments = parse("data audit", Audit, argv)
+    from autoretouch_jax.data import audit
+
+    return audit.run(arguments.source, arguments.target, arguments.json, arguments.html, arguments.workers, arguments.labels)
+
+
 def _data_build(argv: Sequence[str]) -> int:
     arguments = parse("data build", Build, argv)
     from autoretouch_jax.data import builders, ffhqr
@@ -286,6 +315,7 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], type]] = {
     "models": (_models, Models),
     "convert": (_convert, Convert),
     "data prepare": (_data_prepare, Prepare),
+    "data audit": (_data_audit, Audit),
     "data build": (_data_build, Build),
     "data verify": (_data_verify, Verify),
     "bench data": (_bench_data, BenchData),

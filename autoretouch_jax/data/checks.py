@@ -4,10 +4,10 @@ import hashlib
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
+from skimage.filters import gaussian
 from skimage.registration import phase_cross_correlation
 
 from autoretouch_jax.data.images import read_header, read_rgb
@@ -21,10 +21,11 @@ WEIGHTS = {
 }  # fmt: skip
 LOSSY = ("JPEG", "MPO")
 SHIFT = 0.25  # smallest shift called one
-SHIFT_GAIN = 0.7  # aligning must bring the squared difference below this share
+SHIFT_GAIN = 0.7  # aligning must bring the median difference below this share: most pixels are not part of any edit
 SHIFT_SIDE = 512  # side of the middle that is compared
 TONE = 2.0  # levels that most of the brightness range moves by
 TONE_BINS, BIN_SHARE = 8, 0.02
+TOGETHER = 4  # levels within which pixels of one brightness move alike
 EVERYWHERE = 0.25  # share of changed pixels from which a re-encoding is looked for
 SMALL, MOSTLY = 8, 0.8  # levels, and the share of changed pixels that a re-encoding moves by no more
 BLOCKS = 1.06  # how much rougher the change is across the borders of 8×8 blocks than inside them
@@ -163,12 +164,9 @@ def _shift(source: np.ndarray, target: np.ndarray) -> tuple[float, float] | None
     if side < 32:
         return None
     top, left = (height - side) // 2, (width - side) // 2
-    a, b = (
-        image[top : top + side, left : left + side].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-        for image in (source, target)
-    )
+    luma = np.array([0.299, 0.587, 0.114], np.float32)
+    a, b = (gaussian(image[top : top + side, left : left + side].astype(np.float32) @ luma, 1.5) for image in (source, target))
     window = np.hanning(side)[:, None] * np.hanning(side)
-    before = float(np.square(a - b).mean())
     if min(a.std(), b.std()) < 1:
         return None
     a, b = a - a.mean(), b - b.mean()
@@ -177,8 +175,8 @@ def _shift(source: np.ndarray, target: np.ndarray) -> tuple[float, float] | None
         return None
     moved = np.fft.ifft2(np.fft.fft2(a) * _ramp(side, shift)).real
     inside = np.s_[side // 4 : -side // 4, side // 4 : -side // 4]
-    after, was = (float(np.square(x - b)[inside].mean()) for x in (moved, a))
-    return (float(shift[0]), float(shift[1])) if before > 0 and after < SHIFT_GAIN * was else None
+    after, before = (float(np.median(np.abs(x - b)[inside])) for x in (moved, a))
+    return (float(shift[0]), float(shift[1])) if after < SHIFT_GAIN * before else None
 
 
 def _ramp(side: int, shift: np.ndarray) -> np.ndarray:
@@ -191,16 +189,17 @@ def _tone(source: np.ndarray, difference: np.ndarray) -> float | None:
     """Levels by which at least half of the occupied brightness range moves, or None."""
     step = max(1, int(np.sqrt(source.shape[0] * source.shape[1] / 1e5)))
     values, moves = source[::step, ::step].reshape(-1, 3), difference[::step, ::step].reshape(-1, 3)
-    moved = []
+    moved, close = [], []
     for channel in range(3):
         bins = values[:, channel].astype(int) * TONE_BINS // 256
         for number in range(TONE_BINS):
             inside = moves[bins == number, channel]
             if inside.size >= BIN_SHARE * len(values):
-                moved.append(abs(float(np.median(inside))))
-    if not moved:
-        return None
-    return max(moved) if np.mean(np.array(moved) >= TONE) >= 0.3 else None
+                median = float(np.median(inside))
+                moved.append(abs(median))
+                close.append(np.mean(np.abs(inside - median) <= TOGETHER))
+    together = moved and np.mean(close) > 0.5  # another picture moves too, but not all pixels alike
+    return max(moved) if together and np.mean(np.array(moved) >= TONE) >= 0.3 else None
 
 
 def _reencoded(difference: np.ndarray, changed: np.ndarray) -> str:

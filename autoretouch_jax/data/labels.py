@@ -1,8 +1,8 @@
 """Inconsistent labels: spots left in a target that look like spots removed elsewhere.
 
-A small network learns from all pairs at once where an edit is wanted: from sources (there, where source and target differ) and from
-targets (nowhere). It is trained twice, each time on half of the pairs, and looks at the other half, so that it cannot learn a
-pair's own omissions by heart. What it wants to edit in a *target* is a spot that retouchers of other pairs remove.
+A small network learns from all pairs at once where an edit is wanted: from sources (there, where source and target differ) and
+from targets (nowhere). It is trained twice, each time on half of the pairs, and looks at the other half, so that it cannot
+learn a pair's own omissions by heart. What it wants to edit in a *target* is a spot that retouchers of other pairs remove.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +42,11 @@ class Wanted(nn.Module):
         n, height, width, _ = image.shape
         around = jnp.pad(image, ((0, 0), (7, 7), (7, 7), (0, 0)), mode="edge")
         image = 4 * (image - nn.avg_pool(around, (15, 15), padding="VALID"))  # contrast, not complexion
-        x = image.reshape(n, height // 2, 2, width // 2, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(n, height // 2, width // 2, 12)
+        x = (
+            image.reshape(n, height // 2, 2, width // 2, 2, 3)
+            .transpose(0, 1, 3, 2, 4, 5)
+            .reshape(n, height // 2, width // 2, 12)
+        )
         for dilation in (1, 1, 2, 4):
             x = nn.relu(nn.Conv(WIDTH, (3, 3), kernel_dilation=dilation)(x))
         return nn.Conv(1, (1, 1), bias_init=nn.initializers.constant(-3.0))(x)[..., 0]

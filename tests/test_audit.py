@@ -1,0 +1,172 @@
+"""The audit names every planted fault and accuses no clean pair; what it writes trains."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from autoretouch_jax import cli
+from autoretouch_jax.config import BlemishConfig
+from autoretouch_jax.data import audit, checks, faces
+from autoretouch_jax.data.blemish import add_blemishes
+
+SIDE = 160
+BLEMISHES = BlemishConfig(per_megapixel=(500.0, 900.0), radius=(2.0, 6.0), strength=(0.6, 0.95), clean_share=0.0)
+CLEAN = 8
+
+
+def made(number: int) -> tuple[np.ndarray, np.ndarray]:
+    target = faces.draw_face(number, SIDE)
+    return add_blemishes(np.random.default_rng(number), target, BLEMISHES), target
+
+
+def save(image: np.ndarray, path: Path, **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, **options)
+
+
+def jpeg(image: np.ndarray) -> np.ndarray:
+    packed = io.BytesIO()
+    Image.fromarray(image).save(packed, "JPEG", quality=93)
+    return np.asarray(Image.open(packed))
+
+
+def half_way(image: np.ndarray) -> np.ndarray:
+    """Moved by half a pixel to the right and below."""
+    x = image.astype(np.float32)
+    return np.rint((x + np.roll(x, 1, 0) + np.roll(x, 1, 1) + np.roll(x, (1, 1), (0, 1))) / 4).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory) -> dict:
+    """The audit of a folder with every fault in it, without the search for spots left."""
+    home = tmp_path_factory.mktemp("planted")
+    source, target = home / "source", home / "target"
+
+    def put(name: str, a: np.ndarray, b: np.ndarray) -> None:
+        save(a, source / f"{name}.png")
+        save(b, target / f"{name}.png")
+
+    for number in range(CLEAN):
+        put(f"train/clean{number}", *made(number))
+    a, b = made(20)
+    save(a, source / "train" / "dropped.png")
+    a, b = made(21)
+    save(a, source / "train" / "before.png")
+    save(b, target / "train" / "after.png")
+    a, b = made(22)
+    put("train/cut", a, b)
+    path = target / "train" / "cut.png"
+    path.write_bytes(path.read_bytes()[:-2000])
+    put("train/shifted", made(23)[0], np.roll(made(23)[1], 2, 0))
+    put("train/half_way", made(24)[0], half_way(made(24)[1]))
+    put("train/jpeg_inside", made(25)[0], jpeg(made(25)[1]))
+    save(made(26)[0], source / "train" / "jpeg.png")
+    save(made(26)[1], target / "train" / "jpeg.jpg", quality=92)
+    put("train/opaque", made(27)[0], np.dstack([made(27)[1], np.full((SIDE, SIDE), 255, np.uint8)]))
+    veil = np.full((SIDE, SIDE), 255, np.uint8)
+    veil[3, 3] = 100
+    put("train/veiled", made(28)[0], np.dstack([made(28)[1], veil]))
+    put("train/narrow", made(29)[0], made(29)[1][:, :-4])
+    put("test/copy", *made(0))
+    put("train/again", *made(1))
+    put("train/unretouched", made(30)[0], made(30)[0])
+    put("train/brighter", made(31)[0], np.clip(made(31)[1].astype(int) + 6, 0, 255).astype(np.uint8))
+    put("train/repainted", made(32)[0], faces.draw_face(99, SIDE))
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    save(made(33)[0], source / "train" / "profile.png", icc_profile=profile)
+    save(made(33)[1], target / "train" / "profile.png")
+    save(made(34)[0], source / "train" / "deep.png")
+    Image.fromarray(np.zeros((SIDE, SIDE), np.uint16)).save(target / "train" / "deep.png")
+    put("train/twin", *made(35))
+    save(made(35)[1], target / "train" / "twin.webp", lossless=True)
+    command = ["data", "audit", str(source), str(target), "--labels", "False"]
+    status = cli.main([*command, "--json", str(home / "audit.json"), "--html", str(home / "audit.html")])
+    return {"status": status, "home": home, **json.loads((home / "audit.json").read_text())}
+
+
+def codes(planted: dict, name: str) -> set[str]:
+    return {reason["code"] for reason in planted["pairs"][name]["reasons"] if reason["severity"] != "note"}
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("train/cut", "unreadable"),
+        ("train/shifted", "shifted"),
+        ("train/half_way", "shifted"),
+        ("train/jpeg_inside", "lossy_target"),
+        ("train/jpeg", "lossy_target"),
+        ("train/veiled", "transparent"),
+        ("train/narrow", "size"),
+        ("test/copy", "leak"),
+        ("train/unretouched", "no_edit"),
+        ("train/brighter", "tone"),
+        ("train/repainted", "too_much"),
+        ("train/profile", "profile"),
+        ("train/deep", "bit_depth"),
+    ],
+)
+def test_each_fault_is_named_and_weighed_down(planted, name, code):
+    assert code in codes(planted, name)
+    assert planted["pairs"][name]["weight"] < 1
+
+
+def test_no_clean_pair_is_accused_and_an_opaque_alpha_is_only_noted(planted):
+    for name in [f"train/clean{number}" for number in range(CLEAN)] + ["train/opaque"]:
+        if name != "train/clean1":  # one of two copies goes; the audit keeps the first by name
+            assert codes(planted, name) == set(), name
+            assert planted["pairs"][name]["weight"] == 1
+    assert {frozenset(codes(planted, name)) for name in ("train/clean1", "train/again")} == {
+        frozenset(),
+        frozenset({"duplicate"}),
+    }
+    assert [reason["code"] for reason in planted["pairs"]["train/opaque"]["reasons"]] == ["alpha"]
+    assert planted["status"] == 1
+
+
+def test_files_without_a_partner_are_named_and_the_renamed_one_is_recognised(planted):
+    lonely = {Path(item["file"]).name: item for item in planted["unpaired"]}
+    assert set(lonely) == {"dropped.png", "before.png", "after.png", "twin.webp"}
+    assert "twin.png has the same name" in lonely["twin.webp"]["message"]
+    assert "after.png: renamed?" in lonely["before.png"]["message"]
+    assert "renamed" not in lonely["dropped.png"]["message"]
+
+
+def test_the_page_shows_what_is_accused(planted):
+    page = (planted["home"] / "audit.html").read_text()
+    assert page.count("data:image/jpeg;base64") > 20
+    assert "train/shifted" in page
+    assert "train/clean3" not in page
+
+
+def test_a_clean_folder_is_not_accused(tmp_path):
+    for number in range(4):
+        source, target = made(number)
+        save(source, tmp_path / "a" / f"{number}.png")
+        save(target, tmp_path / "b" / f"{number}.png")
+    command = ["data", "audit", str(tmp_path / "a"), str(tmp_path / "b"), "--json", str(tmp_path / "audit.json")]
+    assert cli.main([*command, "--html", str(tmp_path / "audit.html")]) == 0
+    assert "Nothing to complain of" in (tmp_path / "audit.html").read_text()
+
+
+def test_folders_with_nothing_in_common_are_refused(tmp_path, capsys):
+    save(made(0)[0], tmp_path / "a" / "x.png")
+    save(made(0)[1], tmp_path / "b" / "y.png")
+    assert cli.main(["data", "audit", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    assert "no names in common" in capsys.readouterr().err
+
+
+def test_splits_are_told_by_folder_or_by_ffhqs_numbers():
+    assert [audit.split_of(name) for name in ("train/a", "x/Val/a", "test/a", "a/b")] == ["train", "validation", "test", ""]
+    assert [audit.split_of(name) for name in ("00012", "56000/56001", "69999")] == ["train", "validation", "test"]
+
+
+def test_a_sub_pixel_shift_is_measured():
+    _, target = made(40)
+    found = checks.Checked("a")
+    checks._check_pixels(found, target, half_way(target))
+    assert found.measures["shift"] == pytest.approx(np.hypot(0.5, 0.5), abs=0.1)
