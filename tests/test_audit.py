@@ -10,7 +10,7 @@ from PIL import Image, ImageCms
 
 from autoretouch_jax import cli
 from autoretouch_jax.config import BlemishConfig
-from autoretouch_jax.data import audit, checks, faces
+from autoretouch_jax.data import audit, checks, faces, labels
 from autoretouch_jax.data.blemish import add_blemishes
 
 SIDE = 160
@@ -170,3 +170,50 @@ def test_a_sub_pixel_shift_is_measured():
     found = checks.Checked("a")
     checks._check_pixels(found, target, half_way(target))
     assert found.measures["shift"] == pytest.approx(np.hypot(0.5, 0.5), abs=0.1)
+
+
+def test_spots_that_were_left_are_found_and_natural_marks_are_not(monkeypatch):
+    """Round dark spots are removed from all pairs but six, where half are left; pale rings are left by everybody."""
+    monkeypatch.setattr(labels, "STEPS", 100)
+    y, x = np.mgrid[0:128, 0:128]
+    pairs, careless = {}, {"3", "8", "11", "14", "20", "23"}
+    for number in range(24):
+        rng = np.random.default_rng(number)
+        target = (
+            np.full((128, 128, 3), (200, 160, 140), np.float32)
+            + rng.normal(0, 3, (128, 128, 1))
+            + 20 * np.sin(x / 40)[..., None]
+        )
+        source = target.copy()
+        for spot in range(14):
+            row, column = rng.integers(8, 120, 2)
+            distance = np.hypot(y - row, x - column)
+            if spot < 4:
+                for image in (source, target):
+                    image[(distance > 2) & (distance < 4)] += 30
+            else:
+                inside = distance < rng.uniform(2, 4)
+                for image in (source, target) if str(number) in careless and spot < 9 else (source,):
+                    image[inside] -= 50
+        pairs[str(number)] = tuple(np.clip(np.rint(image), 0, 255).astype(np.uint8) for image in (source, target))
+    found = labels.find(list(pairs), pairs.__getitem__)
+    scores = {name: finding["score"] for name, finding in found.items()}
+    assert min(scores[name] for name in careless) > 0.2
+    assert max(score for name, score in scores.items() if name not in careless) < 0.1
+    assert labels.find(list(pairs)[:5], pairs.__getitem__) == {}
+
+
+def test_a_pair_with_spots_left_is_accused_shown_and_weighed_down(tmp_path, monkeypatch):
+    for number in range(2):
+        source, target = made(number)
+        save(source, tmp_path / "a" / f"{number}.png")
+        save(target, tmp_path / "b" / f"{number}.png")
+    finding = {"score": 0.6, "left": 3, "removed": 2, "spots": [(40.0, 50.0, 3.0)]}
+    monkeypatch.setattr(labels, "find", lambda names, read: {"1": finding, "0": finding | {"score": 0.1, "left": 1}})
+    command = ["data", "audit", str(tmp_path / "a"), str(tmp_path / "b"), "--json", str(tmp_path / "audit.json")]
+    assert cli.main([*command, "--html", str(tmp_path / "audit.html")]) == 1
+    pairs = json.loads((tmp_path / "audit.json").read_text())["pairs"]
+    assert [pairs[name]["weight"] for name in "01"] == [1.0, 0.4]
+    assert [reason["code"] for reason in pairs["1"]["reasons"]] == ["inconsistent"]
+    assert pairs["1"]["spots"] == [[40.0, 50.0, 3.0]]
+    assert "3 spots were left" in (tmp_path / "audit.html").read_text()

@@ -29,6 +29,7 @@ SPLITS = {
 }  # fmt: skip
 ALIKE = 0.995  # correlation of thumbnails from which they are compared in detail
 SAME = 4.0  # mean difference of thumbnails, in levels, below which two photos are the same one
+INCOMPARABLE = {"size", "shifted", "lossy_target", "tone"}  # pairs that labels cannot be learned from
 BLOCK = 1024  # thumbnails compared with all others at a time
 
 
@@ -172,12 +173,16 @@ def _alike(thumbnails: Sequence[np.ndarray]) -> Iterable[tuple[int, int]]:
 
 
 def _labels(found: dict[str, Checked], pairs: dict[str, tuple[Path, Path]]) -> dict[str, labels.Finding]:
-    """Accuse pairs in whose target spots were left that are removed elsewhere. Only otherwise sound pairs are looked at."""
-    sound = [name for name, item in found.items() if item.weight == 1 and item.thumbnail is not None]
+    """Accuse pairs in whose target spots were left that are removed elsewhere, where their pixels can be compared."""
+    sound = [
+        name
+        for name, item in found.items()
+        if item.thumbnail is not None and INCOMPARABLE.isdisjoint(reason.code for reason in item.reasons)
+    ]
     findings = labels.find(sound, lambda name: (read_rgb(pairs[name][0]), read_rgb(pairs[name][1])))
     for name, finding in findings.items():
         found[name].measures["left_share"] = finding["score"]
-        if finding["score"] >= labels.INCONSISTENT and finding["left"] >= labels.FEWEST_LEFT:
+        if finding["score"] >= labels.INCONSISTENT:
             message = (
                 f"{finding['left']} spots were left that look like the {finding['removed']} removed here and those elsewhere"
             )

@@ -13,23 +13,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 from skimage.measure import label, regionprops
 from tqdm import tqdm
 
 FEWEST_PAIRS = 12  # fewer do not show what is usual
 MOST_LEARNED = 300  # pairs that a half learns from
-CROP, CROPS, BATCH, STEPS = 96, 10, 16, 400
-LEARNING_RATE = 5e-3
+CROP, CROPS, BATCH, STEPS = 96, 10, 16, 600
+LEARNING_RATE, BIASES_LEARNING_RATE = 0.03, 5e-3  # Muon's for kernels (half as good with Adam), Adam's for the rest
 RARE = 5.0  # how many times an edited pixel counts: they are few
 WIDTH = 24
 TILE, HALO = 512, 32  # images are looked at in windows of TILE + 2 HALO
 EDITED = 6  # levels from which a change is an edit to be learned
-WANTED = 0.5  # probability from which a pixel is wanted to be edited
-SMALLEST = 3  # pixels of half resolution that make a spot
-INCONSISTENT = 0.3  # share of the spots that are left; fixed on faces and blemishes drawn by this package's own program
-FEWEST_LEFT = 2
+WANTED = 0.5  # what the network says from which pixels make a spot
+SMALLEST = 3  # pixels of half resolution that make one
+SURE = 6  # power of a spot's probability by which it counts: two doubtful ones weigh less than a sure one
+PRIOR = 0.5  # spots added to those found, so that one alone says little
+INCONSISTENT = 0.3  # share of the spots left from which a pair is accused; see benchmarks/README.md for what it was fixed on
 
 Pair = tuple[np.ndarray, np.ndarray]  # source and target, uint8[h, w, 3]
+Spot = tuple[float, float, float, float]  # row, column, radius in pixels, probability that its like is removed
 Finding = dict[str, Any]  # "score", "left", "removed", "spots": [(row, column, radius)]
 
 
@@ -53,17 +56,37 @@ class Wanted(nn.Module):
 
 
 def find(names: Sequence[str], read: Callable[[str], Pair]) -> dict[str, Finding]:
-    """For each pair the share of its spots that were left, and where they are. With too few pairs, nothing."""
+    """For each pair the share of its spots that were left, and where they are. With too few pairs, nothing.
+
+    Every spot counts by how surely its like is removed elsewhere. Skin has marks that nobody removes: what is left in the
+    median pair is taken off everywhere.
+    """
     if len(names) < FEWEST_PAIRS:
         return {}
-    findings: dict[str, Finding] = {}
+    spots: dict[str, tuple[list[Spot], list[Spot]]] = {}
     order = np.random.default_rng(0).permutation(len(names))
     halves = [[names[i] for i in order[0::2]], [names[i] for i in order[1::2]]]
     for number, (learned, judged) in enumerate((halves, halves[::-1])):
         params = _learn(learned[:MOST_LEARNED], read, number)
         for name in tqdm(judged, desc=f"looking for spots that were left ({number + 1}/2)", unit="pair", disable=None):
-            findings[name] = _judge(params, *read(name))
-    return findings
+            spots[name] = _judge(params, *read(name))
+    usual = float(np.median([_count(left) for _, left in spots.values()]))
+    return {name: _finding(removed, left, usual) for name, (removed, left) in spots.items()}
+
+
+def _count(spots: Sequence[Spot]) -> float:
+    return sum(spot[3] ** SURE for spot in spots)
+
+
+def _finding(removed: Sequence[Spot], left: Sequence[Spot], usual: float) -> Finding:
+    unusual = max(0.0, _count(left) - usual)
+    sure = [spot[:3] for spot in left if spot[3] > 0.5]
+    return {
+        "score": unusual / (unusual + _count(removed) + PRIOR),
+        "left": len(sure),
+        "removed": sum(spot[3] > 0.5 for spot in removed),
+        "spots": sure,
+    }
 
 
 def _crops(names: Sequence[str], read: Callable[[str], Pair]) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +114,13 @@ def _learn(names: Sequence[str], read: Callable[[str], Pair], seed: int) -> Any:
     images, masks = _crops(names, read)
     rng = np.random.default_rng(seed)
     params = jax.jit(Wanted().init)(jax.random.key(seed, impl="rbg"), np.zeros((1, CROP, CROP, 3), np.float32))
-    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, STEPS))
+    optimizer = muon(
+        optax.cosine_decay_schedule(LEARNING_RATE, STEPS),
+        adam_learning_rate=BIASES_LEARNING_RATE,
+        muon_weight_dimension_numbers=lambda params: jax.tree.map(
+            lambda x: MuonDimensionNumbers((0, 1, 2), 3) if x.ndim == 4 else None, params
+        ),
+    )
 
     @jax.jit
     def step(params: Any, state: Any, image: jax.Array, mask: jax.Array):
@@ -113,30 +142,30 @@ def _learn(names: Sequence[str], read: Callable[[str], Pair], seed: int) -> Any:
     return params
 
 
-def _judge(params: Any, source: np.ndarray, target: np.ndarray) -> Finding:
+def _judge(params: Any, source: np.ndarray, target: np.ndarray) -> tuple[list[Spot], list[Spot]]:
     """Spots wanted in the source that were removed, and spots wanted in the target: those that were left."""
     edit = np.abs(source.astype(np.int16) - target).max(-1) >= EDITED
     before, after = (_spots(params, image) for image in (source, target))
-    removed = sum(bool(edit[_around(spot, edit.shape)].any()) for spot in before)
-    left = [spot for spot in after if not edit[_around(spot, edit.shape)].any()]
-    score = len(left) / max(1, len(left) + removed)
-    return {"score": score, "left": len(left), "removed": removed, "spots": left}
+    removed = [spot for spot in before if edit[_around(spot, edit.shape)].any()]
+    return removed, [spot for spot in after if not edit[_around(spot, edit.shape)].any()]
 
 
-def _around(spot: tuple[float, float, float], shape: tuple[int, ...]) -> tuple[slice, slice]:
-    row, column, radius = spot
+def _around(spot: Spot, shape: tuple[int, ...]) -> tuple[slice, slice]:
+    row, column, radius, _ = spot
     ranges = [(max(0, int(centre - radius)), int(centre + radius) + 1) for centre in (row, column)]
     return slice(*ranges[0]), slice(*ranges[1])
 
 
-def _spots(params: Any, image: np.ndarray) -> list[tuple[float, float, float]]:
-    """Rows, columns and radii, in pixels, of what is wanted to be edited."""
-    wanted = label(_wanted(params, image) > WANTED)
-    return [
-        (2 * region.centroid[0] + 0.5, 2 * region.centroid[1] + 0.5, max(2.0, float(np.sqrt(4 * region.area / np.pi))))
-        for region in regionprops(wanted)
-        if region.area >= SMALLEST
-    ]
+def _spots(params: Any, image: np.ndarray) -> list[Spot]:
+    """What is wanted to be edited."""
+    wanted = _wanted(params, image)
+    spots = []
+    for region in regionprops(label(wanted > WANTED), wanted):
+        if region.area >= SMALLEST:
+            row, column = (2 * centre + 0.5 for centre in region.centroid)
+            says = float(region.intensity_max)
+            spots.append((row, column, max(2.0, float(np.sqrt(4 * region.area / np.pi))), says / (says + RARE * (1 - says))))
+    return spots
 
 
 @jax.jit
