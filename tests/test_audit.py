@@ -174,7 +174,7 @@ def test_a_sub_pixel_shift_is_measured():
 
 def test_spots_that_were_left_are_found_and_natural_marks_are_not(monkeypatch):
     """Round dark spots are removed from all pairs but six, where half are left; pale rings are left by everybody."""
-    monkeypatch.setattr(labels, "STEPS", 100)
+    monkeypatch.setattr(labels, "STEPS", 60)
     y, x = np.mgrid[0:128, 0:128]
     pairs, careless = {}, {"3", "8", "11", "14", "20", "23"}
     for number in range(24):

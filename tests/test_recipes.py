@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -104,6 +105,16 @@ def test_starting_from_another_network_is_refused(runs, module_pairs, tmp_path, 
     assert train("retouch", module_pairs, tmp_path / "run", "--train.start-from", str(runs["pix2pix"])) == 2
     assert "--train.start-from" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_with_another_gate_can_be_started_from_and_may_move_once_training_has_begun(runs, module_pairs, tmp_path):
+    start = tmp_path / "start"
+    shutil.copytree(runs["retouch"] / "model", start)
+    more = ["--train.start-from", str(start), "--generator.gate", "0.4", "--generator.dead-zone", "1"]
+    more += ["--optim.decay-share", "0"]
+    assert train("retouch", module_pairs, tmp_path / "run", *more, "--train.steps", "2") == 0
+    shutil.rmtree(start)
+    assert train("retouch", module_pairs, tmp_path / "run", *more, "--train.steps", "3") == 0
 
 
 # ---- the pieces -------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from autoretouch_jax.data import crops, pipeline, prepare, records, tiles
 from autoretouch_jax.data.records import RecordSource
 from autoretouch_jax.data.sources import PairSource, open_source, whole
 from autoretouch_jax.errors import BadInput, Refused
+from autoretouch_jax.training import loop
 
 
 def images(kind: str, seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -210,6 +211,24 @@ def test_past_the_limit_the_run_stops_with_the_list(pair_folders, tmp_path, smal
     config = edited(small_config, data={"root": None, "records": str(tmp_path / "r")})
     with pytest.raises(BadInput, match=r"2 example\(s\) could not be read: .*face0.*face1|face1.*face0"):
         [next(pipeline.batches(open_source(config.data), config, step)) for step in range(3)]
+
+
+def test_a_run_goes_on_without_a_damaged_example_and_says_so(pair_folders, tmp_path, small_config, capsys):
+    assert prepared(pair_folders, tmp_path / "r") == 0
+    source = RecordSource(tmp_path / "r")
+    shard = tmp_path / "r" / "shard-00000.arrayrecord"
+    data = bytearray(shard.read_bytes())
+    data[data.index(source.read(source.entries[3], [1])[0][100:132])] ^= 255
+    shard.write_bytes(data)
+    config = edited(small_config, data={"root": None, "records": str(tmp_path / "r")})
+    assert loop.run(config, tmp_path / "run") == 0
+    assert "replaced by another example" in (error := capsys.readouterr().err)
+    assert "nested/face3 is damaged" in error
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["bad_examples"] == 1
+    strict = edited(config, data={"on_bad": "fail"}, train={"steps": 12})
+    with pytest.raises(BadInput, match=r"1 example\(s\) could not be read: .*nested/face3"):
+        loop.run(strict, tmp_path / "run")
 
 
 def test_records_of_a_longer_list_are_removed(tmp_path, small_shards):

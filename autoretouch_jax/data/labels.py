@@ -5,7 +5,7 @@ from targets (nowhere). It is trained twice, each time on half of the pairs, and
 learn a pair's own omissions by heart. What it wants to edit in a *target* is a spot that retouchers of other pairs remove.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -23,7 +23,7 @@ CROP, CROPS, BATCH, STEPS = 96, 10, 16, 600
 LEARNING_RATE, BIASES_LEARNING_RATE = 0.03, 5e-3  # Muon's for kernels (half as good with Adam), Adam's for the rest
 RARE = 5.0  # how many times an edited pixel counts: they are few
 WIDTH = 24
-TILE, HALO = 512, 32  # images are looked at in windows of TILE + 2 HALO
+TILE, TILE_STEP, HALO = 512, 64, 32  # windows are at most TILE + 2 HALO wide; in steps, so that few shapes are compiled
 EDITED = 6  # levels from which a change is an edit to be learned
 WANTED = 0.5  # what the network says from which pixels make a spot
 SMALLEST = 3  # pixels of half resolution that make one
@@ -176,20 +176,18 @@ def _probability(params: Any, window: jax.Array) -> jax.Array:
 def _wanted(params: Any, image: np.ndarray) -> np.ndarray:
     """`uint8[h, w, 3]` → `float32[⌈h/2⌉, ⌈w/2⌉]`, window by window."""
     height, width = image.shape[:2]
-    rows, columns = -(-height // TILE), -(-width // TILE)
-    padded = np.pad(
-        image, ((HALO, HALO + rows * TILE - height), (HALO, HALO + columns * TILE - width), (0, 0)), mode="symmetric"
-    )
-    out = np.empty((rows * TILE // 2, columns * TILE // 2), np.float32)
-    for top, left in _places(rows, columns):
-        window = padded[top : top + TILE + 2 * HALO, left : left + TILE + 2 * HALO]
-        inside = slice(HALO // 2, (HALO + TILE) // 2)
-        out[top // 2 : (top + TILE) // 2, left // 2 : (left + TILE) // 2] = _probability(params, window)[inside, inside]
+    tile = min(TILE, -(-max(height, width) // TILE_STEP) * TILE_STEP)
+    rows, columns = -(-height // tile), -(-width // tile)
+    margins = ((HALO, HALO + rows * tile - height), (HALO, HALO + columns * tile - width), (0, 0))
+    padded = np.pad(image, margins, mode="symmetric")
+    out = np.empty((rows * tile // 2, columns * tile // 2), np.float32)
+    inside = slice(HALO // 2, (HALO + tile) // 2)
+    for top in range(0, height, tile):
+        for left in range(0, width, tile):
+            window = padded[top : top + tile + 2 * HALO, left : left + tile + 2 * HALO]
+            found = _probability(params, window)[inside, inside]
+            out[top // 2 : (top + tile) // 2, left // 2 : (left + tile) // 2] = found
     return out[: -(-height // 2), : -(-width // 2)]
-
-
-def _places(rows: int, columns: int) -> Iterator[tuple[int, int]]:
-    return ((row * TILE, column * TILE) for row in range(rows) for column in range(columns))
 
 
 def _padded(image: np.ndarray, side: int) -> np.ndarray:

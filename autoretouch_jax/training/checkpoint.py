@@ -12,6 +12,11 @@ import orbax.checkpoint as ocp
 KEPT = 2  # the newest, and one before it in case a disk lets us down
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether the folder holds a finished step. Looks only; creates nothing."""
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+
 class Checkpoints:
     """`checkpoints/` of a run. Use as a context manager: leaving it waits for the last save."""
 

@@ -23,7 +23,7 @@ from autoretouch_jax.data.sources import open_source
 from autoretouch_jax.errors import BadInput, Refused
 from autoretouch_jax.evaluation import report
 from autoretouch_jax.models.bundle import Model, load_model, retouch_array, save_model
-from autoretouch_jax.training.checkpoint import Checkpoints
+from autoretouch_jax.training.checkpoint import Checkpoints, has_checkpoint
 from autoretouch_jax.training.log import MetricsLog
 from autoretouch_jax.training.state import State, check_start, count, init_state, make_networks, start_from
 from autoretouch_jax.training.step import train_step
@@ -58,12 +58,14 @@ class StopRequest:
 class Trainer:
     """What a run needs before its first step: checked data, networks, the compiled step. Building it writes nothing."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, start: Path | str | None = None):
+        """`start` is the model to start with, `train.start_from` where it is not given."""
         configs.validate(config)
         self.mesh = parallel.make_mesh(config.parallel, config.train.batch)
         self.source = open_source(config.data)
         self.config = config = _with_steps(config, len(self.source))
-        self.start = load_model(config.train.start_from) if config.train.start_from else None
+        start = start or config.train.start_from
+        self.start = load_model(start) if start else None
         if self.start:
             check_start(self.start, config)
         self.networks, frozen = make_networks(config)
@@ -104,7 +106,9 @@ def run(config: Config, workdir: Path) -> int:
         stored = workdir / "config.json"
         if stored.is_file():
             configs.refuse_other_run(config, stored)
-        trainer = Trainer(config)
+        # A resumed run takes everything from its checkpoint; `train.start_from` may have moved meanwhile.
+        resumed = has_checkpoint(workdir / "checkpoints") and (workdir / "model" / "model.json").is_file()
+        trainer = Trainer(config, workdir if resumed else None)
         config = trainer.config
         try:
             (workdir / "samples").mkdir(parents=True, exist_ok=True)

@@ -83,8 +83,17 @@ def init_state(config: Config, networks: Networks) -> State:
 def check_start(model: Model, config: Config) -> None:
     """Refuse to start a run from a model that is neither of its network nor, for a local enhancer, its global generator."""
     generator = config.generator
-    if model.config != generator and not _is_global_of(generator, model):
+    if not _same_weights(model.config, generator) and not _is_global_of(generator, model):
         raise Refused(f"--train.start-from {config.train.start_from}: holds {model.config}, this run trains {generator}")
+
+
+def _same_weights(one: architecture.Generator, other: architecture.Generator) -> bool:
+    """Whether two descriptions differ in nothing but what acts on the output when retouching."""
+    plain: list[Any] = []
+    for config in (one, other):
+        kept = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("gate", "dead_zone")}
+        plain.append(kept)
+    return plain[0] == plain[1]
 
 
 def _is_global_of(generator: architecture.Generator, model: Model) -> bool:
