@@ -28,6 +28,7 @@ class Train:
     """Train a retoucher. The same command again resumes.
 
     Clean faces, blemishes made on the fly:  autoretouch train configs/portraits.py --data.root FACES --workdir runs/a
+
     Before/after pairs:  autoretouch train configs/autoretouch.py --data.source BEFORE --data.target AFTER --workdir runs/b
     """
 
@@ -104,7 +105,9 @@ class Prepare:
     """Turn pairs into records made for training: lossless, checksummed, a crop costs a crop. The same command again completes.
 
     From two folders:  autoretouch data prepare BEFORE AFTER --out records
+
     From a TFDS data set:  autoretouch data prepare --tfds FOLDER --split train --out records
+
     Then:  autoretouch train configs/retouch.py --data.records records --workdir runs/a
     """
 
@@ -137,6 +140,7 @@ class Audit:
     """Find what is wrong with pairs before training on them: a page with pictures, a JSON file, exit status 1 if anything.
 
     autoretouch data audit BEFORE AFTER --html audit.html --json audit.json
+
     Then:  autoretouch train configs/retouch.py --data.source BEFORE --data.target AFTER --data.audit audit.json …
     """
 
@@ -159,6 +163,7 @@ class Build:
     """Write a TFDS data set (ArrayRecord, no TensorFlow needed), for sharing and for `--data.tfds`.
 
     FFHQ and FFHQR in the official split:  autoretouch data build ffhqr FFHQ FFHQR --md5 ffhq-dataset-v2.json --out data
+
     Your own two folders:  autoretouch data build retouch_pairs BEFORE AFTER --out data --license "all rights reserved"
     """
 
@@ -341,10 +346,11 @@ def parse(verb: str, arguments: type[T], argv: Sequence[str], default: Any = tyr
     raise Refused(f"{text}; see autoretouch {verb} --help")
 
 
-def usage() -> str:
-    """What `autoretouch --help` prints."""
-    lines = ["usage: autoretouch VERB …", "", "Train face retouching on your own pairs, measure it, use it.", ""]
-    lines += [f"  {name:14}{(kind.__doc__ or '').splitlines()[0]}" for name, (_, kind) in VERBS.items()]
+def usage(group: str = "") -> str:
+    """What `autoretouch --help` prints, or `autoretouch data --help` for a group."""
+    lines = [f"usage: autoretouch {group}VERB …", "", "Train face retouching on your own pairs, measure it, use it.", ""]
+    verbs = {name: kind for name, (_, kind) in VERBS.items() if name.startswith(group)}
+    lines += [f"  {name:14}{(kind.__doc__ or '').splitlines()[0]}" for name, kind in verbs.items()]
     return "\n".join([*lines, "", "autoretouch VERB --help explains a verb; autoretouch --version prints the version."])
 
 
@@ -358,6 +364,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     words = 2 if any(verb.startswith(f"{argv[0]} ") for verb in VERBS) else 1
+    if argv[words - 1 : words] in ([], ["-h"], ["--help"]):
+        print(usage(f"{argv[0]} "))
+        return 0 if len(argv) == words else 2
     verb = " ".join(argv[:words])
     try:
         if verb not in VERBS:

@@ -105,3 +105,13 @@ def test_versions_agree():
     for requirement in project["dependencies"]:
         name = requirement.split(">=")[0]
         assert name in pins or name in ("jax", "flax"), f"{name} is not in constraints.txt"
+
+
+def test_a_group_of_verbs_lists_its_own(capsys):
+    assert cli.main(["data", "--help"]) == 0
+    assert "data prepare" in (listed := capsys.readouterr().out)
+    assert "demo" not in listed
+    assert cli.main(["data"]) == 2
+    assert "data audit" in capsys.readouterr().out
+    assert cli.main(["data", "prepair"]) == 2
+    assert "did you mean data prepare" in capsys.readouterr().err

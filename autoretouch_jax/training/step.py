@@ -58,6 +58,7 @@ def train_step(state: State, batch: dict[str, jax.Array], frozen: Any, *, networ
 
     functions = _generator_losses(source, target, state.step, discriminator, frozen, networks, config)
     terms, cotangents = _values_and_cotangents(functions, fake, weight)
+    terms["generator"] = sum(scale * terms[name] for name, (scale, _) in functions.items())  # what is minimised
     if "pixel" in terms:  # logged without the edit's weight, so that its curve is comparable over the run
         for name, image in (("pixel", fake.image), ("pixel_identity", source)):  # identity: what doing nothing costs
             terms[name] = jnp.mean(weight * losses.pixel(config.loss.pixel, image, target, source, 1.0))
