@@ -294,13 +294,13 @@ def _data_audit(argv: Sequence[str]) -> int:
 
 def _data_build(argv: Sequence[str]) -> int:
     arguments = parse("data build", Build, argv)
-    from autoretouch_jax.data import builders, ffhqr
+    from autoretouch_jax.data import builders
 
+    place: dict[str, Any] = {"source": arguments.source, "target": arguments.target, "data_dir": str(arguments.out)}
     if arguments.kind == "ffhqr":
-        splits = ffhqr.ffhqr_splits(arguments.source, arguments.target, arguments.md5)
-        return builders.build(builders.Ffhqr, splits, ffhqr.LICENSE, arguments.out)
-    splits = ffhqr.folder_splits(arguments.source, arguments.target, arguments.validation, arguments.test)
-    return builders.build(builders.RetouchPairs, splits, arguments.license, arguments.out)
+        return builders.build(builders.Ffhqr(md5=arguments.md5, **place))
+    place |= {"validation": arguments.validation, "test": arguments.test, "license": arguments.license}
+    return builders.build(builders.RetouchPairs(**place))
 
 
 def _bench_data(argv: Sequence[str]) -> int:

@@ -13,11 +13,12 @@ from conftest import edited
 from PIL import Image
 
 from autoretouch_jax import cli
-from autoretouch_jax.data import pipeline
+from autoretouch_jax.data import builders, pipeline
 from autoretouch_jax.data.records import RecordSource
 from autoretouch_jax.data.sources import PairSource, open_source, whole
 from autoretouch_jax.models.bundle import load_model
 
+assert builders  # importing it registers them
 NUMBERS = (0, 999, 55999, 56000, 62999, 63000, 69999)
 
 
@@ -60,6 +61,14 @@ def test_ffhqr_has_the_official_split_the_licence_and_every_pixel(ffhq, tmp_path
         np.testing.assert_array_equal(pair["source"], image)
         np.testing.assert_array_equal(pair["target"], image ^ np.uint8(1))
     assert "tensorflow" not in sys.modules
+
+
+def test_tfds_knows_the_builders_by_name(pair_folders, tmp_path):
+    source, target = pair_folders
+    builder = tfds.builder("retouch_pairs", source=source, target=target, validation=0, test=0, data_dir=str(tmp_path / "t"))
+    builder.download_and_prepare(download_dir=str(tmp_path / "d"))
+    (pair, *_), files = builder.as_data_source("train"), PairSource(source, target)
+    np.testing.assert_array_equal(pair["source"], whole(files[0])["source"])
 
 
 def test_a_source_that_is_not_the_published_one_is_refused_before_anything_is_written(ffhq, tmp_path, capsys):

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -64,11 +64,30 @@ class RetouchPairs(tfds.core.GeneratorBasedBuilder):
     about = "Photographs before and after retouching."
     homepage = ""
 
-    def __init__(self, *, splits: Mapping[str, Sequence[Files]] | None = None, license: str | None = None, **kwargs: Any):
-        self._splits = {split: list(files) for split, files in (splits or {}).items() if files}
-        self.listed: dict[str, list[tuple[str, int, int]]] = {split: [] for split in self._splits}  # name, height, width
-        self._license = license
+    def __init__(
+        self,
+        *,
+        source: str | os.PathLike[str] | None = None,
+        target: str | os.PathLike[str] | None = None,
+        validation: float = 0.1,
+        test: float = 0.1,
+        license: str | None = None,
+        **kwargs: Any,
+    ):
+        self._source, self._target = (None if root is None else Path(root) for root in (source, target))
+        self._shares, self._license = (validation, test), license
+        self.listed: dict[str, list[tuple[str, int, int]]] = {}  # for each split names, heights, widths
         super().__init__(**{"file_format": "array_record", **kwargs})
+
+    @functools.cached_property
+    def splits_found(self) -> ffhqr.Splits:
+        """The files of each split that has any. Raises Refused, naming the files, when they do not pair up."""
+        if self._source is None or self._target is None:
+            raise Refused(f"{self.name} is built from two folders or tar files: give source and target")
+        return {split: files for split, files in self._find(self._source, self._target).items() if files}
+
+    def _find(self, source: Path, target: Path) -> ffhqr.Splits:
+        return ffhqr.folder_splits(source, target, *self._shares)
 
     def _info(self) -> tfds.core.DatasetInfo:
         image = partial(tfds.features.Image, shape=(None, None, 3), encoding_format="png")
@@ -83,19 +102,19 @@ class RetouchPairs(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        return {split: self._generate_examples(split, files) for split, files in self._splits.items()}
+        return {split: self._generate_examples(split, files) for split, files in self.splits_found.items()}
 
     def _generate_examples(self, split: str, files: Sequence[Files]) -> Iterator[tuple[int, dict[str, Any]]]:
         for key, (name, source, target) in enumerate(files):
             (a, size), (b, other) = _rgb_png(source), _rgb_png(target)
             if size != other:
                 raise BadInput(f"{name}: source is {size[1]}×{size[0]}, target {other[1]}×{other[0]}; they must be equal")
-            self.listed[split].append((name, *size))
+            self.listed.setdefault(split, []).append((name, *size))
             yield key, {"name": name, "source": io.BytesIO(a), "target": io.BytesIO(b)}
             self._bar.update(1)
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
-        with tqdm(total=sum(map(len, self._splits.values())), desc="building", unit="pair", disable=None) as self._bar:
+        with tqdm(total=sum(map(len, self.splits_found.values())), desc="building", unit="pair", disable=None) as self._bar:
             tfds.core.ShardBasedBuilder._download_and_prepare(self, dl_manager, download_config)
 
     def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Callable[[], Iterator[Any]]]]:
@@ -103,7 +122,7 @@ class RetouchPairs(tfds.core.GeneratorBasedBuilder):
             split: [
                 partial(self._generate_examples, split, files[start : start + SHARD]) for start in range(0, len(files), SHARD)
             ]
-            for split, files in self._splits.items()
+            for split, files in self.splits_found.items()
         }
 
     def _example_writer(self) -> tfds.core.ExampleWriter:
@@ -120,11 +139,18 @@ class Ffhqr(RetouchPairs):
     )
     homepage = "https://github.com/skylab-tech/ffhqr-dataset"
 
+    def __init__(self, *, md5: str | os.PathLike[str] | None = None, **kwargs: Any):
+        self._md5 = None if md5 is None else Path(md5)
+        super().__init__(**{**kwargs, "license": ffhqr.LICENSE})
 
-def build(builder: type[RetouchPairs], splits: Mapping[str, Sequence[Files]], license: str | None, out: Path) -> int:
-    """Write a data set below `out`; tells its folder. What is already complete is left as it is."""
+    def _find(self, source: Path, target: Path) -> ffhqr.Splits:
+        return ffhqr.ffhqr_splits(source, target, self._md5)
+
+
+def build(made: RetouchPairs) -> int:
+    """Write a data set below its `data_dir`; tells its folder. What is already complete is left as it is."""
     logging.getLogger("absl").setLevel(logging.ERROR)
-    made = builder(splits=splits, license=license, data_dir=str(out))
+    _ = made.splits_found  # refuses before anything is written
     folder = Path(made.data_dir)
     for stale in folder.parent.glob("incomplete.*"):  # left by a kill
         shutil.rmtree(stale)
