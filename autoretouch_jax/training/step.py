@@ -58,7 +58,6 @@ def train_step(state: State, batch: dict[str, jax.Array], frozen: Any, *, networ
 
     functions = _generator_losses(source, target, state.step, discriminator, frozen, networks, config)
     terms, cotangents = _values_and_cotangents(functions, fake, weight)
-    terms["generator"] = sum(scale * terms[name] for name, (scale, _) in functions.items())  # what is minimised
     if "pixel" in terms:  # logged without the edit's weight, so that its curve is comparable over the run
         for name, image in (("pixel", fake.image), ("pixel_identity", source)):  # identity: what doing nothing costs
             terms[name] = jnp.mean(weight * losses.pixel(config.loss.pixel, image, target, source, 1.0))
@@ -116,11 +115,15 @@ def _generator_losses(source, target, step, discriminator, frozen, networks: Net
 
 
 def _values_and_cotangents(functions: Terms, fake: Retouched, weight: Any) -> tuple[Metrics, dict[str, Retouched]]:
-    """Each term's weighted mean over the batch, and its gradient at the generator's output times the term's own weight."""
+    """Each term's weighted mean over the batch, and its gradient at the generator's output times the term's own weight.
+
+    `generator` is the sum of both: what is minimised.
+    """
     values, cotangents = {}, {}
     for name, (scale, function) in functions.items():
         values[name], gradient = jax.value_and_grad(lambda fake, f=function: jnp.mean(weight * f(fake)))(fake)
         cotangents[name] = jax.tree.map(lambda g, scale=scale: scale * g, gradient)
+    values["generator"] = sum(scale * values[name] for name, (scale, _) in functions.items())
     return values, cotangents
 
 
