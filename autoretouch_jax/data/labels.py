@@ -1,8 +1,8 @@
 """Inconsistent labels: spots left in a target that look like spots removed elsewhere.
 
 A small network learns from all pairs at once where an edit is wanted: from sources (there, where source and target differ) and
-from targets (nowhere). What it still wants to edit in a *target* is a spot that retouchers of other pairs remove. It is too small
-to learn a pair's own omissions by heart, and by seeing every face it learns which marks are that face's own.
+from targets (nowhere). What it still wants to edit in a *target* is a spot that retouchers of other pairs remove. It is too
+small to learn a pair's own omissions by heart, and by seeing every face it learns which marks are that face's own.
 """
 
 from collections.abc import Callable, Sequence
