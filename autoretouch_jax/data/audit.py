@@ -180,6 +180,10 @@ def _labels(found: dict[str, Checked], pairs: dict[str, tuple[Path, Path]]) -> d
         if item.thumbnail is not None and INCOMPARABLE.isdisjoint(reason.code for reason in item.reasons)
     ]
     findings = labels.find(sound, lambda name: (read_rgb(pairs[name][0]), read_rgb(pairs[name][1])))
+    if not findings:
+        print(
+            f"spots that were left: not looked for, which takes {labels.FEWEST_PAIRS} comparable pairs; these are {len(sound)}"
+        )
     for name, finding in findings.items():
         found[name].measures["left_share"] = finding["score"]
         if finding["score"] >= labels.INCONSISTENT:

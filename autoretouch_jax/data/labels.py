@@ -18,7 +18,7 @@ from skimage.measure import label, regionprops
 from tqdm import tqdm
 
 FEWEST_PAIRS = 12  # fewer do not show what is usual
-MOST_LEARNED = 300  # pairs that a half learns from
+MOST_LEARNED = 300  # pairs that are learned from
 CROP, CROPS, BATCH, STEPS = 96, 10, 16, 600
 LEARNING_RATE, BIASES_LEARNING_RATE = 0.03, 5e-3  # Muon's for kernels (half as good with Adam), Adam's for the rest
 RARE = 5.0  # how many times an edited pixel counts: they are few

@@ -78,8 +78,8 @@ def run(pairs: Pairs, out: Path, workers: int, on_bad: str, license: str | None)
         raise Refused("there are no pairs to prepare")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for stale in out.glob("*.part"):
-            stale.unlink()
+        for stale in [*out.glob("*.part"), out / INDEX]:  # while shards change no index may describe them
+            stale.unlink(missing_ok=True)
     except OSError as error:
         raise Refused(f"--out {out}: cannot be written ({error}); choose another folder") from error
     parts = [pairs.part(indices) for indices in _split(pairs.sizes)]
@@ -155,11 +155,10 @@ def _split(sizes: Sequence[tuple[int, int]]) -> Iterator[range]:
 
 
 def _remove_surplus(out: Path, jobs: Sequence[Job]) -> None:
-    """Shards of an earlier, longer list of pairs, and the index that names them."""
+    """Shards of an earlier, longer list of pairs."""
     wanted = {job.path.name for job in jobs}
     surplus = [path for path in out.glob("shard-*.arrayrecord") if path.name not in wanted]
     for path in surplus:
-        (out / INDEX).unlink(missing_ok=True)
         path.unlink()
         path.with_suffix(".json").unlink(missing_ok=True)
 
@@ -186,7 +185,7 @@ def _shard(job: Job) -> dict[str, Any]:
     )
     described = job.path.with_suffix(".json")
     before = json.loads(described.read_text()) if described.is_file() else None
-    if before and before["stamp"] == stamp.hexdigest():
+    if before and before["stamp"] == stamp.hexdigest() and not (before["faults"] and job.on_bad == "fail"):
         if job.path.is_file() and _sha256(job.path) == before["sha256"]:
             return before
         return _write_shard(job, stamp.hexdigest()) | {"rewritten": "was damaged"}

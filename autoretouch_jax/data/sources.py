@@ -160,7 +160,7 @@ class PairSource:
         self.files, headers = checked_pairs(source, target)
         self.names = self.files.names
         self.smallest = _smallest(self.files.sources, headers)
-        self._example = _cached(self._decode, headers)
+        self._example = _cached(self._decode, 2 * headers)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -307,6 +307,6 @@ def _smallest(paths: list[Path], headers: list[Header]) -> tuple[Path, int, int]
 
 
 def _cached(read: Callable[[int], Decoded], headers: list[Header]) -> Callable[[int], Decoded]:
-    if 2 * sum(h.width * h.height * 3 for h in headers) > CACHE_BYTES:  # source and target
+    if sum(h.width * h.height * 3 for h in headers) > CACHE_BYTES:
         return read
     return functools.lru_cache(maxsize=None)(read)
