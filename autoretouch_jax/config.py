@@ -142,6 +142,10 @@ class TrainConfig:
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     """Compute type; parameters, losses and statistics stay float32."""
+    batch_norm: Literal["per_device", "global"] = "per_device"
+    """Over which images BatchNorm takes its statistics: `per_device` (no communication; how many images a device holds is
+    felt) or `global` (two small all-reduces a layer; the same numbers however the batch is spread). Without BatchNorm: no
+    difference."""
     checkpoint_every: int = 1000
     log_every: int = 50
     sample_every: int = 1000
@@ -151,13 +155,32 @@ class TrainConfig:
 class ParallelConfig:
     """How the step is spread and fed. The order of the data does not depend on it, so all of it may change on resume.
 
-    (BatchNorm normalises by each device's own share of the batch, so with it the number of devices is felt.)
+    (With BatchNorm and `train.batch_norm="per_device"` the number of devices, and `accumulate`, are felt.)
     """
 
     mode: Literal["jit", "pmap"] = "jit"
     """`jit` over a mesh, or `pmap`: the same step, the same numbers, the same checkpoints."""
     devices: int = 0
-    """Devices to use; 0 means all."""
+    """Devices to use; 0 means all. With several processes always all."""
+    accumulate: int = 1
+    """Parts into which a device's share of the batch is cut; they are computed one after another and their gradients averaged:
+    memory of a part, result of the whole. The generator runs forward twice, which costs about a fifth more."""
+    remat: Literal["none", "norms", "full"] = "none"
+    """What the generator's blocks compute again on the way back instead of keeping it: nothing; norms and activations; or
+    everything (`full`: the least memory, up to a third more computing)."""
+    optimizer_state: Literal["replicated", "sharded"] = "replicated"
+    """`sharded`: each device keeps its part of Adam's moments, for the price of an all-gather; needs `mode="jit"` and Adam."""
+    distributed: Literal["auto", "on", "off"] = "auto"
+    """Whether this is one of several processes: `auto` looks for Slurm, Open MPI, a TPU pod's TPU_WORKER_HOSTNAMES, or the
+    variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; `on` lets JAX find out (Cloud TPU VMs)."""
+    coordinator: str | None = None
+    """Explicitly: ADDRESS:PORT of process 0, the same for all; needs `processes` and `process` too."""
+    processes: int = 0
+    """Explicitly: how many processes."""
+    process: int = 0
+    """Explicitly: which of them this is, from 0."""
+    timeout: int = 300
+    """Seconds after which a process that is not heard of is called missing, and the others stop."""
     input_threads: int = 2
     """Threads that decode and augment."""
     prefetch: int = 16
@@ -260,11 +283,11 @@ def resolve(config: Config) -> Config:
 AT_LEAST_ONE = (
     "generator.width", "generator.widest", "generator.levels", "generator.downs", "discriminator.width", "discriminator.layers",
     "discriminator.scales", "train.batch", "train.checkpoint_every", "train.log_every", "train.sample_every",
-    "parallel.input_threads", "parallel.prefetch", "loss.perceptual_downsample",
+    "parallel.input_threads", "parallel.prefetch", "parallel.accumulate", "parallel.timeout", "loss.perceptual_downsample",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "generator.blocks", "generator.global_blocks", "generator.local_blocks", "generator.dead_zone", "optim.warmup_steps",
-    "optim.clip_norm", "optim.global_frozen_steps", "parallel.devices", "train.seed", "train.steps", "train.epochs",
+    "optim.clip_norm", "optim.global_frozen_steps", "parallel.devices", "parallel.processes", "parallel.process", "train.seed", "train.steps", "train.epochs",
     "data.resize", "data.colour", "loss.edit_weight_steps", "loss.pixel_weight", "loss.adversarial_weight",
     "loss.adversarial_ramp", "loss.perceptual_weight", "loss.feature_matching_weight", "loss.mask_weight",
 )  # fmt: skip
@@ -307,6 +330,17 @@ def _validate_combinations(config: Config) -> None:
     if data.resize and data.resize < data.crop:
         raise Refused(f"--data.resize {data.resize} is smaller than --data.crop {data.crop}; make it at least as large, or 0")
     _validate_data(data)
+    _validate_parallel(config)
+
+
+def _validate_parallel(config: Config) -> None:
+    parallel, optim = config.parallel, config.optim
+    if parallel.optimizer_state == "sharded" and (parallel.mode != "jit" or optim.generator_optimizer != "adam"):
+        raise Refused("--parallel.optimizer-state sharded needs --parallel.mode jit and --optim.generator-optimizer adam")
+    if bool(parallel.coordinator) != bool(parallel.processes) or parallel.process >= max(1, parallel.processes):
+        raise Refused(
+            "--parallel.coordinator ADDRESS:PORT, --parallel.processes N and --parallel.process P (0 … N-1) belong together"
+        )
 
 
 def _validate_data(data: DataConfig) -> None:

@@ -24,7 +24,7 @@ from autoretouch_jax.training.checkpoint import Checkpoints
 def final_state(config, workdir: Path):
     trainer = loop.Trainer(config)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        state, clock = checkpoints.restore(checkpoints.latest(), trainer.init(), parallel.replicated(trainer.mesh))
+        state, clock = checkpoints.restore(checkpoints.latest(), trainer.init(), trainer.shardings)
     return state, clock
 
 
@@ -102,11 +102,11 @@ def test_a_signal_saves_and_stops(small_config, tmp_path, undisturbed, monkeypat
     fetched = []
     real = loop.Trainer.put
 
-    def put(self, batch):
+    def put(self, batch, *stop):
         fetched.append(1)
         if len(fetched) == 2:
             os.kill(os.getpid(), number)
-        return real(self, batch)
+        return real(self, batch, *stop)
 
     monkeypatch.setattr(loop.Trainer, "put", put)
     assert loop.run(small_config, tmp_path / "stopped") == status
@@ -119,11 +119,11 @@ def test_bad_input_in_the_middle_keeps_what_was_learned(small_config, tmp_path, 
     real = loop.Trainer.put
     calls = []
 
-    def put(self, batch):
+    def put(self, batch, *stop):
         calls.append(1)
         if len(calls) == 5:
             raise BadInput("face7.png: cannot be decoded")
-        return real(self, batch)
+        return real(self, batch, *stop)
 
     monkeypatch.setattr(loop.Trainer, "put", put)
     assert loop.run(small_config, tmp_path / "stopped") == 1

@@ -151,10 +151,10 @@ def test_one_forward_costs_at_most_085_of_two(small_config):
             return (pixel + losses.adversarial("lsgan", [[logits]]) + losses.perceptual(*features)).mean(), stats
 
         d_gradients, d_stats = jax.grad(d_loss, has_aux=True)(state.discriminator.params)
-        discriminator = _descend(state.discriminator, d_gradients, d_stats, 1e-4, optim.optimizer(config.optim))
+        discriminator = _descend(state.discriminator, d_gradients, d_stats, 1e-4, config)
         params = jax.lax.optimization_barrier(state.generator.params)
         g_gradients, g_stats = jax.grad(g_loss, has_aux=True)(params, discriminator)
-        generator = _descend(state.generator, g_gradients, g_stats, 1e-4, optim.optimizer(config.optim))
+        generator = _descend(state.generator, g_gradients, g_stats, 1e-4, config)
         return generator, discriminator, optim.ema_update(state.ema, generator.params, 0.999, state.step)
 
     ratio = flops(ours, *arguments) / flops(two_forwards, *arguments)

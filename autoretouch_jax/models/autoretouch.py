@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from autoretouch_jax import architecture
-from autoretouch_jax.models.layers import batch_norm, contrast_init, leaky, upsample_nearest
+from autoretouch_jax.models.layers import Remat, batch_norm, contrast_init, leaky, rematerialised, upsample_nearest
 
 BATCH_NORM_EPSILON = 1e-3  # Keras' default
 BATCH_NORM_MOMENTUM = 0.8  # the reference implementation's; found again in its moving averages
@@ -26,6 +26,7 @@ class ResidualBlock(nn.Module):
     channels: int
     norm: str
     dtype: Any
+    axis: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -35,7 +36,8 @@ class ResidualBlock(nn.Module):
         for i, init in enumerate((default, last)):
             y = nn.Conv(self.channels, (3, 3), dtype=self.dtype, kernel_init=init)(y)
             if self.norm == "batch":
-                y = batch_norm(train, BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON, f"BatchNorm_{i}")(y).astype(self.dtype)
+                norm = batch_norm(train, BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON, f"BatchNorm_{i}", self.axis)
+                y = norm(y).astype(self.dtype)
             y = leaky(y)
         return x + y
 
@@ -49,6 +51,8 @@ class AutoRetouchGenerator(nn.Module):
 
     config: architecture.AutoRetouch
     dtype: Any = jnp.float32
+    axis: str | None = None  # of the devices that share BatchNorm's statistics
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(self, source: jax.Array, train: bool = False) -> jax.Array:
@@ -56,8 +60,9 @@ class AutoRetouchGenerator(nn.Module):
         init = nn.initializers.lecun_normal() if self.config.norm == "batch" else contrast_init
         stem = leaky(nn.Conv(width, (7, 7), dtype=dtype, name="stem", kernel_init=init)(source.astype(dtype)))
         x = nn.Conv(2 * width, (3, 3), (2, 2), dtype=dtype, name="down")(stem)
+        block = rematerialised(ResidualBlock, self.remat, static=(2,))
         for i in range(self.config.blocks):
-            x = ResidualBlock(2 * width, self.config.norm, dtype, name=f"block{i}")(x, train)
+            x = block(2 * width, self.config.norm, dtype, self.axis, name=f"block{i}")(x, train)
         x = nn.Conv(width, (3, 3), dtype=dtype, name="up")(x)  # at half resolution: a quarter of the work
         x = leaky(upsample_nearest(x)) + stem
         if self.config.head == "tanh":

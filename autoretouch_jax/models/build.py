@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from autoretouch_jax import architecture
 from autoretouch_jax.models import autoretouch, patchgan, pix2pix, pix2pixhd, retouch
+from autoretouch_jax.models.layers import Remat
 from autoretouch_jax.models.retouch import Retouched
 
 GENERATORS: dict[type, Any] = {
@@ -22,14 +23,19 @@ DISCRIMINATORS: dict[type, Any] = {
 }
 
 
-def generator(config: architecture.Generator, dtype: Any = jnp.float32) -> Any:
-    """The module: `apply(variables, source[, train])`, `[N, H, W, 3]` → an image, or `Retouched`."""
-    return GENERATORS[type(config)](config, dtype)
+def generator(
+    config: architecture.Generator, dtype: Any = jnp.float32, axis: str | None = None, remat: Remat = "none"
+) -> Any:
+    """The module: `apply(variables, source[, train])`, `[N, H, W, 3]` → an image, or `Retouched`.
+
+    With `axis` BatchNorm's statistics are those of all devices along it; `remat`: see `layers.rematerialised`.
+    """
+    return GENERATORS[type(config)](config, dtype, axis, remat)
 
 
-def discriminator(config: architecture.Discriminator, dtype: Any = jnp.float32) -> Any:
+def discriminator(config: architecture.Discriminator, dtype: Any = jnp.float32, axis: str | None = None) -> Any:
     """The module: `apply(variables, source, image[, train])` → logits, or per scale a list of features with the logits last."""
-    return DISCRIMINATORS[type(config)](config, dtype)
+    return DISCRIMINATORS[type(config)](config, dtype, axis)
 
 
 def retouched(output: jax.Array | Retouched) -> Retouched:

@@ -1,6 +1,6 @@
 """Layers that several networks share. Feature maps are `[N, H, W, C]`."""
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 LEAK = 0.2  # LeakyReLU's slope in AutoRetouch's reference implementation, pix2pix and pix2pixHD
 CONTRAST_GAIN = 4.0  # ours: brings the stem's response to skin texture to about unit scale
+Remat = Literal["none", "norms", "full"]
 INSTANCE_EPSILON = 1e-5  # PyTorch's default
 NORMAL_INIT = nn.initializers.normal(0.02)  # of pix2pix and pix2pixHD
 
@@ -44,9 +45,30 @@ def depth_to_space(x: jax.Array) -> jax.Array:
     return x.reshape(n, h, w, 2, 2, c // 4).transpose(0, 1, 3, 2, 4, 5).reshape(n, 2 * h, 2 * w, c // 4)
 
 
-def batch_norm(train: bool, momentum: float, epsilon: float, name: str | None = None) -> nn.BatchNorm:
-    """BatchNorm over batch and space; statistics are float32 whatever the compute type."""
-    return nn.BatchNorm(use_running_average=not train, momentum=momentum, epsilon=epsilon, dtype=jnp.float32, name=name)
+def batch_norm(
+    train: bool, momentum: float, epsilon: float, name: str | None = None, axis: str | None = None
+) -> nn.BatchNorm:
+    """BatchNorm over batch and space; statistics are float32 whatever the compute type.
+
+    With `axis` the statistics are those of all devices along it: two small all-reduces a layer.
+    """
+    return nn.BatchNorm(not train, momentum=momentum, epsilon=epsilon, dtype=jnp.float32, axis_name=axis, name=name)
+
+
+def rematerialised(block: Any, remat: Remat, static: tuple[int, ...] = ()) -> Any:
+    """A block whose backward pass computes again what its forward pass did not keep.
+
+    `norms` keeps the results of convolutions and computes norms and activations again; `full` keeps only what goes into the
+    block. `static` are the positions of arguments that are not arrays, `self` being 0.
+    """
+    if remat == "none":
+        return block
+    policy = _is_convolution if remat == "norms" else None
+    return nn.remat(block, policy=policy, static_argnums=static, prevent_cse=True)
+
+
+def _is_convolution(primitive: Any, *_args: Any, **_kwargs: Any) -> bool:
+    return primitive.name == "conv_general_dilated"
 
 
 def instance_norm(x: jax.Array) -> jax.Array:

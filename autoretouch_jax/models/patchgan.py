@@ -24,6 +24,7 @@ class SeedPatchGAN(nn.Module):
 
     config: architecture.SeedPatchGAN
     dtype: Any = jnp.float32
+    axis: str | None = None  # of the devices that share BatchNorm's statistics
 
     @nn.compact
     def __call__(self, source: jax.Array, image: jax.Array, train: bool = False) -> jax.Array:
@@ -31,7 +32,8 @@ class SeedPatchGAN(nn.Module):
         for i, multiple in enumerate((1, 2, 4, 8)):
             x = leaky(nn.Conv(self.config.width * multiple, (4, 4), (2, 2), dtype=self.dtype, name=f"conv{i}")(x))
             if i > 0 and self.config.norm == "batch":
-                x = batch_norm(train, BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON, f"norm{i}")(x).astype(self.dtype)
+                norm = batch_norm(train, BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON, f"norm{i}", self.axis)
+                x = norm(x).astype(self.dtype)
         return nn.Conv(1, (4, 4), dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
 
@@ -43,6 +45,7 @@ class PatchGAN(nn.Module):
 
     config: architecture.PatchGAN
     dtype: Any = jnp.float32
+    axis: str | None = None
 
     @nn.compact
     def __call__(self, pair: jax.Array, train: bool = False) -> list[jax.Array]:
@@ -52,7 +55,8 @@ class PatchGAN(nn.Module):
             stride = 2 if i < config.layers else 1
             x = conv(config.width * min(8, 2**i), 4, stride, padding, dtype, f"conv{i}")(x)
             if i > 0 and config.norm == "batch":
-                x = batch_norm(train, pix2pix.BATCH_NORM_MOMENTUM, pix2pix.BATCH_NORM_EPSILON, f"norm{i}")(x).astype(dtype)
+                momentum, epsilon = pix2pix.BATCH_NORM_MOMENTUM, pix2pix.BATCH_NORM_EPSILON
+                x = batch_norm(train, momentum, epsilon, f"norm{i}", self.axis)(x).astype(dtype)
             elif i > 0 and config.norm == "instance":
                 x = instance_norm(x)
             x = leaky(x)
@@ -69,11 +73,12 @@ class MultiScalePatchGAN(nn.Module):
 
     config: architecture.PatchGAN
     dtype: Any = jnp.float32
+    axis: str | None = None
 
     @nn.compact
     def __call__(self, source: jax.Array, image: jax.Array, train: bool = False) -> list[list[jax.Array]]:
         pair, found = jnp.concatenate([source, image], axis=-1), []
         for scale in range(self.config.scales):
             pair = average_pool(pair) if scale else pair
-            found.append(PatchGAN(self.config, self.dtype, name=f"scale{scale}")(pair, train))
+            found.append(PatchGAN(self.config, self.dtype, self.axis, name=f"scale{scale}")(pair, train))
         return found

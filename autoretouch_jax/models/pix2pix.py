@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from autoretouch_jax import architecture
-from autoretouch_jax.models.layers import TransposedConv, batch_norm, conv, leaky
+from autoretouch_jax.models.layers import Remat, TransposedConv, batch_norm, conv, leaky
 
 BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON = 0.9, 1e-5  # PyTorch's defaults, in Flax' sense of momentum
 DROPOUT_FROM = 4  # levels with dropout: from here to the innermost but one, three in the U-Net-256, two in the U-Net-128
@@ -25,6 +25,8 @@ class UNetGenerator(nn.Module):
 
     config: architecture.Pix2Pix
     dtype: Any = jnp.float32
+    axis: str | None = None  # of the devices that share BatchNorm's statistics
+    remat: Remat = "none"  # no blocks here: without effect
 
     @nn.compact
     def __call__(self, source: jax.Array, train: bool = False) -> jax.Array:
@@ -35,7 +37,7 @@ class UNetGenerator(nn.Module):
         def norm(x: jax.Array, name: str) -> jax.Array:
             if config.norm == "none":
                 return x
-            return batch_norm(train, BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON, name)(x).astype(dtype)
+            return batch_norm(train, BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON, name, self.axis)(x).astype(dtype)
 
         x = conv(widths[0], 4, 2, 1, dtype, "down0", bias=False)(source.astype(dtype))
         skips = []

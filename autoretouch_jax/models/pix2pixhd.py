@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from autoretouch_jax import architecture
-from autoretouch_jax.models.layers import NORMAL_INIT, TransposedConv, conv, instance_norm, reflect
+from autoretouch_jax.models.layers import NORMAL_INIT, Remat, TransposedConv, conv, instance_norm, reflect, rematerialised
 
 
 def _norm(x: jax.Array, kind: str) -> jax.Array:
@@ -37,6 +37,7 @@ class GlobalFeatures(nn.Module):
 
     config: architecture.Pix2PixHDGlobal
     dtype: Any
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -45,7 +46,7 @@ class GlobalFeatures(nn.Module):
         for level in range(1, self.config.downs + 1):
             x = nn.relu(_norm(conv(width * 2**level, 3, 2, 1, dtype, f"down{level}")(x), norm))
         for i in range(self.config.blocks):
-            x = Block(width * 2**self.config.downs, norm, dtype, name=f"block{i}")(x)
+            x = rematerialised(Block, self.remat)(width * 2**self.config.downs, norm, dtype, name=f"block{i}")(x)
         for level in reversed(range(self.config.downs)):
             x = nn.relu(_norm(TransposedConv(width * 2**level, 3, dtype, name=f"up{level}")(x), norm))
         return x
@@ -56,11 +57,13 @@ class GlobalGenerator(nn.Module):
 
     config: architecture.Pix2PixHDGlobal
     dtype: Any = jnp.float32
+    axis: str | None = None  # instance norm: nothing here looks at the batch
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(self, source: jax.Array, train: bool = False) -> jax.Array:
         del train  # instance norm and nothing else: no difference
-        x = GlobalFeatures(self.config, self.dtype, name="global")(source)
+        x = GlobalFeatures(self.config, self.dtype, self.remat, name="global")(source)
         return jnp.tanh(conv(3, 7, 1, 0, self.dtype, "head")(reflect(x, 3)).astype(jnp.float32))
 
 
@@ -69,17 +72,19 @@ class LocalEnhancer(nn.Module):
 
     config: architecture.Pix2PixHDLocal
     dtype: Any = jnp.float32
+    axis: str | None = None
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(self, source: jax.Array, train: bool = False) -> jax.Array:
         del train
         config, dtype, norm = self.config, self.dtype, self.config.norm
         x = source.astype(dtype)
-        half = GlobalFeatures(global_config(config), dtype, name="global")(average_pool(x))
+        half = GlobalFeatures(global_config(config), dtype, self.remat, name="global")(average_pool(x))
         x = nn.relu(_norm(conv(config.width, 7, 1, 0, dtype, "stem")(reflect(x, 3)), norm))
         x = nn.relu(_norm(conv(2 * config.width, 3, 2, 1, dtype, "down")(x), norm)) + half
         for i in range(config.local_blocks):
-            x = Block(2 * config.width, norm, dtype, name=f"block{i}")(x)
+            x = rematerialised(Block, self.remat)(2 * config.width, norm, dtype, name=f"block{i}")(x)
         x = nn.relu(_norm(TransposedConv(config.width, 3, dtype, name="up")(x), norm))
         return jnp.tanh(conv(3, 7, 1, 0, dtype, "head")(reflect(x, 3)).astype(jnp.float32))
 

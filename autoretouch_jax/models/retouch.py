@@ -13,7 +13,15 @@ import jax
 import jax.numpy as jnp
 
 from autoretouch_jax import architecture
-from autoretouch_jax.models.layers import contrast_init, depth_to_space, leaky, space_to_depth, upsample_nearest
+from autoretouch_jax.models.layers import (
+    Remat,
+    contrast_init,
+    depth_to_space,
+    leaky,
+    rematerialised,
+    space_to_depth,
+    upsample_nearest,
+)
 
 MASK_PRIOR = -2.0  # the untrained mask says 12 %: most skin needs nothing
 
@@ -46,10 +54,12 @@ class RetouchGenerator(nn.Module):
 
     config: architecture.Retouch
     dtype: Any = jnp.float32
+    axis: str | None = None  # nothing here normalises over the batch
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(self, source: jax.Array, train: bool = False) -> Retouched:
-        config, dtype = self.config, self.dtype
+        config, dtype, block = self.config, self.dtype, rematerialised(Block, self.remat)
         widths = [config.width * min(config.widest, 2**level) for level in range(config.levels)]
         x = space_to_depth(source.astype(dtype))
         x = nn.Conv(widths[0], (3, 3), dtype=dtype, name="stem", kernel_init=contrast_init)(x)
@@ -59,11 +69,11 @@ class RetouchGenerator(nn.Module):
                 skips.append(x)
                 x = nn.Conv(width, (2, 2), (2, 2), dtype=dtype, name=f"down{level}")(x)
             for i in range(config.blocks):
-                x = Block(width, dtype, name=f"down{level}_block{i}")(x)
+                x = block(width, dtype, name=f"down{level}_block{i}")(x)
         for level in reversed(range(config.levels - 1)):
             x = upsample_nearest(nn.Conv(widths[level], (1, 1), dtype=dtype, name=f"up{level}")(x)) + skips[level]
             for i in range(config.blocks):
-                x = Block(widths[level], dtype, name=f"up{level}_block{i}")(x)
+                x = block(widths[level], dtype, name=f"up{level}_block{i}")(x)
         x = leaky(x)
         edit = nn.Conv(12, (3, 3), dtype=dtype, name="edit", kernel_init=nn.initializers.zeros)(x)
         bias = nn.initializers.constant(MASK_PRIOR)

@@ -27,9 +27,10 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_exc: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def __exit__(self, kind: Any, *_exc: object) -> None:
+        if kind is None:  # otherwise what is being saved may be waiting for a process that is gone
+            self._manager.wait_until_finished()
+            self._manager.close()
 
     def latest(self) -> int | None:
         """The newest finished step, or None."""
@@ -41,13 +42,17 @@ class Checkpoints:
             return
         self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), clock=ocp.args.JsonSave(clock)))
 
+    def check(self) -> None:
+        """Raise what went wrong in a save in the background, if anything did."""
+        self._manager.check_for_errors()
+
     def wait(self) -> None:
         """Return when everything saved so far is on disk."""
         self._manager.wait_until_finished()
 
-    def restore(self, step: int, like: Any, sharding: Any) -> tuple[Any, dict[str, Any]]:
-        """`(state, clock)` of a step; `like` gives the tree, shapes and types, `sharding` where every leaf goes."""
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
+    def restore(self, step: int, like: Any, shardings: Any) -> tuple[Any, dict[str, Any]]:
+        """`(state, clock)` of a step; `like` gives the tree, shapes and types, `shardings` where every leaf goes."""
+        abstract = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like, shardings)
         restored = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), clock=ocp.args.JsonRestore())
         )

@@ -1,10 +1,8 @@
 """The training loop: one visible path from a config to a trained model. No maths here."""
 
-import contextlib
 import dataclasses
 import functools
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,43 +14,29 @@ import numpy as np
 from tqdm import tqdm
 
 from autoretouch_jax import config as configs
-from autoretouch_jax import parallel
+from autoretouch_jax import files, hosts, parallel
 from autoretouch_jax.config import Config
 from autoretouch_jax.data import pipeline
 from autoretouch_jax.data.sources import open_source
 from autoretouch_jax.errors import BadInput, Refused
 from autoretouch_jax.evaluation import report
 from autoretouch_jax.models.bundle import Model, load_model, retouch_array, save_model
+from autoretouch_jax.stop import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, StopRequest
 from autoretouch_jax.training.checkpoint import Checkpoints, has_checkpoint
 from autoretouch_jax.training.log import MetricsLog
-from autoretouch_jax.training.state import State, check_start, count, init_state, make_networks, start_from
+from autoretouch_jax.training.state import (
+    Networks,
+    State,
+    check_start,
+    count,
+    init_state,
+    make_networks,
+    start_from,
+    state_specs,
+)
 from autoretouch_jax.training.step import train_step
 
 SAMPLES = 6
-EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_INTERRUPTED = 0, 1, 75, 130
-
-
-class StopRequest:
-    """Notes SIGTERM and SIGINT, so that the loop can finish its step and save. A second SIGINT stops at once."""
-
-    def __init__(self) -> None:
-        self.exit_code: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopRequest":
-        with contextlib.suppress(ValueError):  # not in the main thread: the caller handles signals
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame: Any) -> None:
-        if number == signal.SIGINT and self.exit_code == EXIT_INTERRUPTED:
-            raise KeyboardInterrupt
-        self.exit_code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_REQUEUE
 
 
 class Trainer:
@@ -70,21 +54,31 @@ class Trainer:
             check_start(self.start, config)
         self.networks, frozen = make_networks(config)
         self.frozen = parallel.replicate(frozen, self.mesh)
-        step = functools.partial(train_step, networks=self.networks, config=config)
-        self.step: Callable = parallel.wrap_step(step, self.mesh, config.parallel.mode)
+        self.shardings, self.step = compiled_step(config, self.networks, self.mesh)
 
     def init(self) -> State:
         """A fresh state on the devices; the generator's weights are `train.start_from`'s where it names a model."""
         state = init_state(self.config, self.networks)
-        return parallel.replicate(start_from(state, self.start, self.config) if self.start else state, self.mesh)
+        return parallel.place(start_from(state, self.start, self.config) if self.start else state, self.shardings)
 
     def batches(self, first_step: int, faults: pipeline.Faults | None = None) -> Iterator[Any]:
         """Host batches from a step on; examples that cannot be read are noted in `faults`."""
-        return pipeline.batches(self.source, self.config, first_step, faults=faults)
+        host = pipeline.Host(hosts.number(), hosts.count())
+        return pipeline.batches(self.source, self.config, first_step, host=host, faults=faults)
 
-    def put(self, batch: Any) -> Any:
-        """A host batch onto the devices."""
+    def put(self, batch: Any, leaving: int | None = None) -> Any:
+        """This process's share of a batch onto its devices. Among several the step also carries who was asked to stop."""
+        if hosts.count() > 1:
+            batch = batch | {"stop": np.full(len(batch["source"]), leaving is not None, np.float32)}
         return parallel.shard_batch(batch, self.mesh, self.config.parallel.mode)
+
+
+def compiled_step(config: Config, networks: Networks, mesh: Any) -> tuple[State, Callable]:
+    """Where each leaf of the state lives on the mesh, and `step(state, batch, frozen) -> (state, metrics)`, to be compiled."""
+    state = jax.eval_shape(lambda: init_state(config, networks))
+    specs = state_specs(state, mesh.size if config.parallel.optimizer_state == "sharded" else 1)
+    step = functools.partial(train_step, networks=networks, config=config)
+    return parallel.shardings(specs, mesh), parallel.wrap_step(step, mesh, config.parallel.mode, specs)
 
 
 def _with_steps(config: Config, images: int) -> Config:
@@ -95,14 +89,15 @@ def _with_steps(config: Config, images: int) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
 
 
-def run(config: Config, workdir: Path) -> int:
+def run(config: Config, workdir: Path | str, stop: StopRequest | None = None, until: int | None = None) -> int:
     """Train until `train.steps`, resuming what `workdir` holds. Returns the exit status (see the README).
 
-    Raises Refused, before anything is written, when the config, the data, a weight file or the work directory do not fit.
+    `stop` is asked for the end before its time; `until` ends this call after that many steps, with nothing else changed. Raises
+    Refused, before anything is written, when the config, the data, a weight file or the work directory do not fit.
     """
-    with StopRequest() as stop:
-        config = configs.resolve(config)
-        configs.validate(config)
+    config, workdir = configs.resolve(config), files.place(workdir)
+    configs.validate(config)
+    with stop or StopRequest() as stop, hosts.one_run(config.parallel), hosts.Watch(config.parallel.timeout) as watch:
         stored = workdir / "config.json"
         if stored.is_file():
             configs.refuse_other_run(config, stored)
@@ -110,28 +105,34 @@ def run(config: Config, workdir: Path) -> int:
         resumed = has_checkpoint(workdir / "checkpoints") and (workdir / "model" / "model.json").is_file()
         trainer = Trainer(config, workdir if resumed else None)
         config = trainer.config
-        try:
-            (workdir / "samples").mkdir(parents=True, exist_ok=True)
-            configs.write_json(config, stored)
-        except OSError as error:
-            raise Refused(f"--workdir {workdir}: cannot be written ({error}); choose another") from error
+        hosts.barrier("everything is checked", hosts.LONGEST_STEP)
+        if hosts.is_first():
+            try:
+                (workdir / "samples").mkdir(parents=True, exist_ok=True)
+                configs.write_json(config, stored)
+            except OSError as error:
+                raise Refused(f"--workdir {workdir}: cannot be written ({error}); choose another") from error
+        hosts.barrier("the work directory is there", config.parallel.timeout)
         with Checkpoints(workdir / "checkpoints") as checkpoints:
-            return _train(trainer, workdir, checkpoints, stop)
+            return _train(trainer, workdir, checkpoints, stop, watch, min(until or config.train.steps, config.train.steps))
 
 
-def _train(trainer: Trainer, workdir: Path, checkpoints: Checkpoints, stop: StopRequest) -> int:
-    config, steps = trainer.config, trainer.config.train.steps
+def _train(
+    trainer: Trainer, workdir: Path, checkpoints: Checkpoints, stop: StopRequest, watch: hosts.Watch, until: int
+) -> int:
+    config, steps, first_host = trainer.config, trainer.config.train.steps, hosts.is_first()
 
     # ---- start or resume -------------------------------------------------------------------------------------------
     state, seconds = trainer.init(), 0.0
     if (latest := checkpoints.latest()) is not None:
-        state, clock = checkpoints.restore(latest, state, parallel.replicated(trainer.mesh))
+        state, clock = checkpoints.restore(latest, state, trainer.shardings)
         seconds = clock["seconds"]
     first = latest or 0
     log = MetricsLog(workdir / "metrics.jsonl", first)
-    if first >= steps:
+    if first >= until:
         _publish(trainer, workdir, state)
-        print(f"{workdir}: finished, {first} of {steps} steps done; raise --train.steps to go on")
+        if first_host and until == steps:
+            print(f"{workdir}: finished, {first} of {steps} steps done; raise --train.steps to go on")
         return EXIT_DONE
     _announce(trainer, state, first)
 
@@ -142,6 +143,7 @@ def _train(trainer: Trainer, workdir: Path, checkpoints: Checkpoints, stop: Stop
     waited, started = 0.0, time.perf_counter()
     since, since_step, step = started, first, first
     metrics: dict[str, jax.Array] = {}
+    leaving: int | None = None  # the exit status, once all processes have agreed to stop
 
     def save() -> None:
         clock = {"step": step, "images": step * config.train.batch, "seconds": seconds + time.perf_counter() - started}
@@ -149,11 +151,13 @@ def _train(trainer: Trainer, workdir: Path, checkpoints: Checkpoints, stop: Stop
         _publish(trainer, workdir, state)
 
     with _bar(first, steps) as bar:
-        while step < steps and stop.exit_code is None:
+        while step < until and leaving is None:
             before = time.perf_counter()
             try:
-                batch = trainer.put(next(batches))
+                batch = trainer.put(next(batches), stop.exit_code)
             except BadInput as error:
+                if hosts.count() > 1:  # the others are in the middle of a step that this process cannot make
+                    raise
                 save()
                 print(f"stopped at step {step}, checkpoint written: {error}", file=sys.stderr)
                 return EXIT_FAILED
@@ -162,9 +166,12 @@ def _train(trainer: Trainer, workdir: Path, checkpoints: Checkpoints, stop: Stop
             if window:  # one step ahead of the devices and no further, so that the bar and a stop request are prompt
                 jax.block_until_ready(window[-1])
             step += 1
+            leaving = stop.exit_code if hosts.count() == 1 else _agreed(window, stop)
+            watch.step(step)
+            checkpoints.check()
             bar.update(1)
 
-            if step % config.train.log_every == 0 or step == steps:
+            if step % config.train.log_every == 0 or step == until:
                 # The newest step is still being computed and is read next time.
                 means = _means(window or [metrics])
                 window, now = [], time.perf_counter()
@@ -181,7 +188,7 @@ def _train(trainer: Trainer, workdir: Path, checkpoints: Checkpoints, stop: Stop
             window.append(metrics)
             if step % config.train.sample_every == 0 or step == steps:
                 _sample(trainer, state, workdir / "samples" / f"{step:08d}.png", examples)
-            if step % config.train.checkpoint_every == 0 and step < steps:
+            if step % config.train.checkpoint_every == 0 and step < until:
                 if _exploded(metrics, step):
                     return EXIT_FAILED
                 save()
@@ -189,18 +196,33 @@ def _train(trainer: Trainer, workdir: Path, checkpoints: Checkpoints, stop: Stop
             return EXIT_FAILED
         save()
     checkpoints.wait()
-    if stop.exit_code is not None:
+    if leaving is not None and first_host:
         print(f"stopped at step {step} of {steps}, checkpoint written; the same command goes on from here")
-        return stop.exit_code
-    print(f"{workdir}: done, {steps} steps; model in {workdir / 'model'}")
-    return EXIT_DONE
+    elif first_host and until == steps:
+        print(f"{workdir}: done, {steps} steps; model in {workdir / 'model'}")
+    return EXIT_DONE if leaving is None else leaving
+
+
+def _agreed(window: list[dict[str, jax.Array]], stop: StopRequest) -> int | None:
+    """The exit status when some process was asked to stop before the last finished step: the same step for all of them."""
+    if not window or float(window[-1]["stop"]) == 0:
+        return None
+    return stop.exit_code or EXIT_REQUEUE
 
 
 def _bar(first: int, steps: int) -> tqdm:
     """A progress bar with time left; in a log file a line every half a minute."""
+    shown = hosts.is_first()
     interval = 0.1 if sys.stdout.isatty() else 30.0
     return tqdm(
-        total=steps, initial=first, unit="step", desc="training", dynamic_ncols=True, file=sys.stdout, mininterval=interval
+        total=steps,
+        initial=first,
+        unit="step",
+        desc="training",
+        dynamic_ncols=True,
+        file=sys.stdout,
+        mininterval=interval,
+        disable=not shown,
     )
 
 
@@ -218,17 +240,20 @@ def _exploded(metrics: Mapping[str, Any], step: int) -> bool:
 
 def _means(window: list[dict[str, jax.Array]]) -> dict[str, float]:
     fetched = jax.device_get(window)
-    return {name: float(np.mean([metrics[name] for metrics in fetched])) for name in fetched[0]}
+    return {name: float(np.mean([metrics[name] for metrics in fetched])) for name in fetched[0] if name != "stop"}
 
 
 def _announce(trainer: Trainer, state: State, first: int) -> None:
+    if not hosts.is_first():
+        return
     config = trainer.config
     parts = [f"generator {count(state.generator.params):,} parameters"]
     if state.discriminator is not None:
         parts.append(f"discriminator {count(state.discriminator.params):,}")
     device = trainer.mesh.devices.flat[0]
     print(
-        f"{', '.join(parts)}; batch {config.train.batch} on {trainer.mesh.size} {device.platform} device(s) "
+        f"{', '.join(parts)}; batch {config.train.batch} on {trainer.mesh.size} {device.platform} device(s) of "
+        f"{hosts.count()} process(es) "
         f"({config.parallel.mode}, {config.train.precision}); {len(trainer.source)} images, crop {config.data.crop}; "
         f"steps {first} → {config.train.steps}",
         flush=True,
@@ -247,10 +272,12 @@ def _sample_examples(trainer: Trainer, faults: pipeline.Faults) -> dict[str, np.
 def _ema_model(trainer: Trainer, state: State) -> Model:
     params = state.ema if trainer.config.optim.ema else state.generator.params
     stats = {"batch_stats": state.generator.stats} if state.generator.stats else {}
-    return Model(trainer.config.generator, {"params": params, **stats})
+    return Model(trainer.config.generator, parallel.local({"params": params, **stats}))
 
 
 def _sample(trainer: Trainer, state: State, path: Path, examples: dict[str, np.ndarray]) -> None:
+    if not hosts.is_first():
+        return
     model = _ema_model(trainer, state)
     output = np.stack([retouch_array(model, image) for image in examples["source"]])
     rows = report.comparison(examples["source"], output, examples["target"])
@@ -259,6 +286,8 @@ def _sample(trainer: Trainer, state: State, path: Path, examples: dict[str, np.n
 
 def _publish(trainer: Trainer, workdir: Path, state: State) -> None:
     """Write `model/`."""
+    if not hosts.is_first():
+        return
     variables = _ema_model(trainer, state).variables
     licenses = [trainer.source.license, trainer.start.data_license if trainer.start else None]
     save_model(

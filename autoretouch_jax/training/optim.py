@@ -1,5 +1,7 @@
 """Adam and Muon, the learning-rate schedule, and the moving average of the generator."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -17,9 +19,9 @@ def optimizer(config: OptimConfig, kind: str = "adam") -> optax.GradientTransfor
     Muon (Jordan et al. 2024) makes each kernel's averaged gradient, seen as a matrix from patch to channel, orthogonal. Kernels
     that read or write an image, and biases, stay with Adam. Its steps are scaled to the size of Adam's (Liu et al. 2025).
     """
-    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    clipped = [optax.identity()] if config.clip_norm else []  # by `clip`; its place in the state stays, for older checkpoints
     if kind == "adam":
-        return optax.chain(*clip, optax.scale_by_adam(config.beta1, config.beta2))
+        return optax.chain(*clipped, optax.scale_by_adam(config.beta1, config.beta2))
     muon = optax.contrib.muon(
         learning_rate=-1.0,  # optax turns descent into a negative sign; the step subtracts by itself
         adam_b1=config.beta1,
@@ -27,13 +29,20 @@ def optimizer(config: OptimConfig, kind: str = "adam") -> optax.GradientTransfor
         consistent_rms=ADAMS_RMS,
         muon_weight_dimension_numbers=lambda params: jax.tree.map(_as_matrix, params),
     )
-    return optax.chain(*clip, muon)
+    return optax.chain(*clipped, muon)
 
 
 def _as_matrix(kernel: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
     if kernel.ndim != 4 or min(kernel.shape[2:]) <= IMAGE_CHANNELS:
         return None
     return optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=(3,))
+
+
+def clip(gradients: Any, config: OptimConfig) -> Any:
+    """Gradients of norm `clip_norm` at most; as they are where it is 0."""
+    if not config.clip_norm:
+        return gradients
+    return optax.clip_by_global_norm(config.clip_norm).update(gradients, optax.EmptyState())[0]
 
 
 def freeze_global(gradients: dict, config: OptimConfig, step: jax.Array) -> dict:

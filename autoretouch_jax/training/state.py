@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from autoretouch_jax import architecture
+from autoretouch_jax import architecture, parallel
 from autoretouch_jax.architecture import Pix2PixHDLocal
 from autoretouch_jax.config import Config
 from autoretouch_jax.errors import Refused
@@ -51,12 +51,13 @@ class Networks:
 def make_networks(config: Config) -> tuple[Networks, Any]:
     """The networks of a run, and the frozen VGG parameters (None when the perceptual weight is 0)."""
     dtype = jnp.dtype(config.train.precision)
+    axis = parallel.AXIS if config.train.batch_norm == "global" else None
     loss = config.loss
     vgg, frozen = (None, None)
     if loss.perceptual_weight > 0:
         vgg, frozen = load_vgg(loss.vgg, loss.perceptual_layers, loss.vgg_weights, dtype, loss.vgg_input == "raw")
-    discriminator = build.discriminator(config.discriminator, dtype) if loss.adversarial_weight > 0 else None
-    return Networks(build.generator(config.generator, dtype), discriminator, vgg), frozen
+    discriminator = build.discriminator(config.discriminator, dtype, axis) if loss.adversarial_weight > 0 else None
+    return Networks(build.generator(config.generator, dtype, axis, config.parallel.remat), discriminator, vgg), frozen
 
 
 def init_state(config: Config, networks: Networks) -> State:
@@ -78,6 +79,19 @@ def init_state(config: Config, networks: Networks) -> State:
         discriminator = learner(networks.discriminator, optim.optimizer(config.optim), discriminator_key, image, image)
     ema = jax.tree.map(jnp.array, generator.params)  # a copy: the step donates both
     return State(jnp.zeros((), jnp.int32), generator, discriminator, ema)
+
+
+def state_specs(state: State, devices: int) -> State:
+    """How a state is cut over devices where `parallel.optimizer_state` is `sharded`: the optimizers' arrays and nothing else."""
+
+    def whole(tree: Any) -> Any:
+        return jax.tree.map(lambda _: parallel.cut_spec((), 1), tree)
+
+    def learner(one: Learner) -> Learner:
+        return Learner(whole(one.params), whole(one.stats), jax.tree.map(lambda x: parallel.cut_spec(x.shape, devices), one.opt))
+
+    discriminator = None if state.discriminator is None else learner(state.discriminator)
+    return State(whole(state.step), learner(state.generator), discriminator, whole(state.ema))
 
 
 def check_start(model: Model, config: Config) -> None:

@@ -2,16 +2,18 @@
 
 The generator runs forward once. Its vjp is kept: the discriminator learns from the fake (no gradient reaches the generator),
 then the generator learns through the *updated* discriminator, by pulling the gradient at the fake back through the kept vjp.
+(Accumulated over parts of the batch, nothing can be kept: all parts go through the discriminator first, and the generator runs
+forward a second time.)
 
 Which passes move BatchNorm's moving averages: the generator's one forward; the discriminator's pass over the real, then its
 pass over the fake. The pass by which the generator is judged normalises by its own batch and moves nothing.
 
-Images arrive as uint8 and are converted here. Gradients, statistics and metrics are averaged over the devices; BatchNorm
-normalises by each device's own share of the batch.
+Images arrive as uint8 and are converted here. Each network's gradients, statistics and metrics are averaged over the devices
+in one collective; BatchNorm normalises by each device's own share of the batch, unless `train.batch_norm` is global.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -27,6 +29,15 @@ from autoretouch_jax.training.state import Learner, Networks, State
 
 Metrics = dict[str, jax.Array]
 Terms = dict[str, tuple[Any, Callable[[Retouched], jax.Array]]]  # weight and function of the generator's output
+Pass = tuple[Any, Any, Metrics]  # gradients, BatchNorm's moving averages, metrics
+
+
+class Images(NamedTuple):
+    """A device's share of the batch, or a part of it: float32 `[n, H, W, 3]` in [-1, 1], and float32 `[n]`."""
+
+    source: jax.Array
+    target: jax.Array
+    weight: jax.Array
 
 
 def to_float(image: jax.Array) -> jax.Array:
@@ -38,69 +49,93 @@ def train_step(state: State, batch: dict[str, jax.Array], frozen: Any, *, networ
     """`(state, {"source", "target": uint8[n, H, W, 3], "weight": float32[n]}, VGG parameters) → (state, metrics)`.
 
     To be called with one device's share. Every loss of the batch is the mean of its images' losses times their weights
-    (`data/crops.py`; 1 where there are none).
+    (`data/crops.py`; 1 where there are none). Where the batch has "stop", its mean over all devices is among the metrics.
     """
-    source, target, weight = to_float(batch["source"]), to_float(batch["target"]), batch.get("weight", 1.0)
+    weight = batch.get("weight", jnp.ones(len(batch["source"]), jnp.float32))
+    images, parts = Images(to_float(batch["source"]), to_float(batch["target"]), weight), config.parallel.accumulate
     factor = optim.schedule(config.optim, config.train.steps, state.step)
+    key = parallel.fold_in_device(jax.random.fold_in(jax.random.key(config.train.seed), state.step))
 
-    rngs = {"dropout": parallel.fold_in_device(jax.random.fold_in(jax.random.key(config.train.seed), state.step))}
-
-    def forward(params: Any):
-        variables = {"params": params, "batch_stats": state.generator.stats}
-        output, moved = networks.generator.apply(variables, source, train=True, mutable=["batch_stats"], rngs=rngs)
+    def generate(params: Any, stats: Any, part: Images, number: Any):
+        variables, rngs = {"params": params, "batch_stats": stats}, {"dropout": jax.random.fold_in(key, number)}
+        output, moved = networks.generator.apply(variables, part.source, train=True, mutable=["batch_stats"], rngs=rngs)
         return build.retouched(output), moved.get("batch_stats", {})
 
-    fake, pull, generator_stats = jax.vjp(forward, state.generator.params, has_aux=True)
+    def kept_generate(stats: Any, part: Images, number: Any):
+        return jax.vjp(lambda params: generate(params, stats, part, number), state.generator.params, has_aux=True)
+
+    kept = kept_generate(state.generator.stats, images, 0) if parts == 1 else None
 
     discriminator, metrics = state.discriminator, {}
     if discriminator is not None:
-        discriminator, metrics = _update_discriminator(discriminator, batch, fake.image, factor, networks, config)
+        before = discriminator
 
-    functions = _generator_losses(source, target, state.step, discriminator, frozen, networks, config)
-    terms, cotangents = _values_and_cotangents(functions, fake, weight)
-    if "pixel" in terms:  # logged without the edit's weight, so that its curve is comparable over the run
-        for name, image in (("pixel", fake.image), ("pixel_identity", source)):  # identity: what doing nothing costs
-            terms[name] = jnp.mean(weight * losses.pixel(config.loss.pixel, image, target, source, 1.0))
-    total = jax.tree.map(lambda *parts: sum(parts), *cotangents.values())
-    gradients, generator_stats = parallel.mean((pull(total)[0], generator_stats))
+        def discriminator_pass(stats: Any, part: Images, number: Any) -> Pass:
+            fake = kept[0] if kept else generate(state.generator.params, state.generator.stats, part, number)[0]
+            return _discriminator_gradients(before.params, stats, part, fake.image, networks, config)
+
+        gradients, stats, metrics = parallel.mean(_in_parts(discriminator_pass, before.stats, images, parts))
+        learning_rate = config.optim.discriminator_lr * factor
+        discriminator = _descend(before, gradients, stats, learning_rate, config)
+
+    def generator_pass(stats: Any, part: Images, number: Any) -> Pass:
+        fake, pull, stats = kept or kept_generate(stats, part, number)
+        functions = _generator_losses(part, state.step, discriminator, frozen, networks, config)
+        cotangent, metrics = _judged(functions, fake, part, config)
+        return pull(cotangent)[0], stats, metrics
+
+    passed = _in_parts(generator_pass, state.generator.stats, images, parts)
+    if "stop" in batch:
+        passed[2]["stop"] = jnp.mean(batch["stop"])
+    gradients, stats, judged = parallel.mean(passed)
     gradients = optim.freeze_global(gradients, config.optim, state.step)
-    optimizer = optim.optimizer(config.optim, config.optim.generator_optimizer)
-    generator = _descend(state.generator, gradients, generator_stats, config.optim.generator_lr * factor, optimizer)
+    learning_rate = config.optim.generator_lr * factor
+    generator = _descend(state.generator, gradients, stats, learning_rate, config, config.optim.generator_optimizer)
     ema = optim.ema_update(state.ema, generator.params, config.optim.ema, state.step)
-
-    metrics |= {f"loss/{name}": value for name, value in terms.items()} | _shares(cotangents)
-    metrics = parallel.mean(metrics) | {
-        "generator_gradient_norm": optax.global_norm(gradients),
-        "learning_rate": config.optim.generator_lr * factor,
-    }
+    metrics |= judged | {"generator_gradient_norm": optax.global_norm(gradients), "learning_rate": learning_rate}
     return State(state.step + 1, generator, discriminator, ema), metrics
 
 
-def _update_discriminator(learner: Learner, batch, fake, factor, networks: Networks, config: Config):
-    """Real first, then fake, then one optimizer step."""
-    source, target = to_float(batch["source"]), to_float(batch["target"])
+def _in_parts(one_pass: Callable[[Any, Images, Any], Pass], stats: Any, images: Images, parts: int) -> Pass:
+    """`one_pass(stats, part, number)` over the parts of a batch: gradients and metrics averaged, `stats` handed on."""
+    if parts == 1:
+        return one_pass(stats, images, 0)
+    cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), images)
+    first = jax.tree.map(lambda x: x[0], cut)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one_pass, stats, first, 0)[0])
+
+    def body(carry, numbered):
+        total, stats = carry
+        gradients, stats, metrics = one_pass(stats, *numbered)
+        return (jax.tree.map(jnp.add, total, gradients), stats), metrics
+
+    (total, stats), metrics = jax.lax.scan(body, (zeros, stats), (cut, jnp.arange(parts)))
+    return jax.tree.map(lambda x: x / parts, total), stats, jax.tree.map(jnp.mean, metrics)
+
+
+def _discriminator_gradients(params: Any, stats: Any, part: Images, fake: jax.Array, networks: Networks, config: Config) -> Pass:
+    """Real first, then fake."""
 
     def loss(params: Any):
         def judge(image: jax.Array, stats: Any):
             variables = {"params": params, "batch_stats": stats}
-            found, moved = networks.discriminator.apply(variables, source, image, train=True, mutable=["batch_stats"])
+            found, moved = networks.discriminator.apply(variables, part.source, image, train=True, mutable=["batch_stats"])
             return build.scales(found), moved.get("batch_stats", {})
 
-        real, stats = judge(target, learner.stats)
-        judged, stats = judge(jax.lax.stop_gradient(fake), stats)
-        value = jnp.mean(batch.get("weight", 1.0) * losses.discriminator(config.loss.adversarial, real, judged))
+        real, moved = judge(part.target, stats)
+        judged, moved = judge(jax.lax.stop_gradient(fake), moved)
+        value = jnp.mean(part.weight * losses.discriminator(config.loss.adversarial, real, judged))
         logits = {"logits/real": real[0][-1].mean(), "logits/fake": judged[0][-1].mean()}
-        return value, (stats, {"loss/discriminator": value} | logits)
+        return value, (moved, {"loss/discriminator": value} | logits)
 
-    gradients, (stats, metrics) = jax.grad(loss, has_aux=True)(learner.params)
-    gradients, stats = parallel.mean((gradients, stats))
-    learning_rate = config.optim.discriminator_lr * factor
-    return _descend(learner, gradients, stats, learning_rate, optim.optimizer(config.optim)), metrics
+    gradients, (moved, metrics) = jax.grad(loss, has_aux=True)(params)
+    return gradients, moved, metrics
 
 
-def _generator_losses(source, target, step, discriminator, frozen, networks: Networks, config: Config) -> Terms:
+def _generator_losses(part: Images, step, discriminator, frozen, networks: Networks, config: Config) -> Terms:
     """`{term: (weight, function of the generator's output)}` for the terms whose weight is not 0."""
     weights, terms = config.loss, {}
+    source, target, _ = part
     if weights.pixel_weight > 0:
         edit_weight = losses.edit_weight(weights.edit_weight, weights.edit_weight_steps, step)
         pixel = lambda fake: losses.pixel(weights.pixel, fake.image, target, source, edit_weight)  # noqa: E731
@@ -112,6 +147,17 @@ def _generator_losses(source, target, step, discriminator, frozen, networks: Net
     if weights.mask_weight > 0:
         terms["mask"] = weights.mask_weight, lambda fake: losses.mask(fake, source, target)
     return terms
+
+
+def _judged(functions: Terms, fake: Retouched, part: Images, config: Config) -> tuple[Retouched, Metrics]:
+    """The gradient of what is minimised at the generator's output, and each term's value and share."""
+    values, cotangents = _values_and_cotangents(functions, fake, part.weight)
+    if "pixel" in values:  # logged without the edit's weight, so that its curve is comparable over the run
+        for name, image in (("pixel", fake.image), ("pixel_identity", part.source)):  # identity: what doing nothing costs
+            plain = losses.pixel(config.loss.pixel, image, part.target, part.source, 1.0)
+            values[name] = jnp.mean(part.weight * plain)
+    total = jax.tree.map(lambda *terms: sum(terms), *cotangents.values())
+    return total, {f"loss/{name}": value for name, value in values.items()} | _shares(cotangents)
 
 
 def _values_and_cotangents(functions: Terms, fake: Retouched, weight: Any) -> tuple[Metrics, dict[str, Retouched]]:
@@ -164,7 +210,13 @@ def _shares(cotangents: dict[str, Retouched]) -> Metrics:
     return {f"share/{name}": norm / total for name, norm in norms.items()}
 
 
-def _descend(learner: Learner, gradients: Any, stats: Any, learning_rate: jax.Array, optimizer: Any) -> Learner:
-    updates, opt = optimizer.update(gradients, learner.opt, learner.params)
+def _descend(learner: Learner, gradients: Any, stats: Any, learning_rate: jax.Array, config: Config, kind: str = "adam"):
+    optimizer, gradients = optim.optimizer(config.optim, kind), optim.clip(gradients, config.optim)
+    if config.parallel.optimizer_state == "sharded":
+        own = parallel.own_part((gradients, learner.params))
+        updates, opt = optimizer.update(own[0], learner.opt, own[1])
+        updates = parallel.join_parts(updates, learner.params)
+    else:
+        updates, opt = optimizer.update(gradients, learner.opt, learner.params)
     params = jax.tree.map(lambda p, u: p - learning_rate * u, learner.params, updates)
     return Learner(params, stats, opt)
