@@ -10,12 +10,11 @@ import difflib
 import json
 import re
 import runpy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from autoretouch_jax import architecture
 from autoretouch_jax.architecture import AutoRetouch, Discriminator, Generator, SeedPatchGAN
 from autoretouch_jax.errors import Refused
 
@@ -262,6 +261,20 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def with_values(config: Config, values: dict[str, Any]) -> Config:
+    """The config with some of its keys, `group.name`, set to other values."""
+    for key, value in values.items():
+        *groups, name = key.split(".")
+        config = _with_value(config, groups, name, value)
+    return config
+
+
+def _with_value(config: Any, groups: list[str], name: str, value: Any) -> Any:
+    if groups:
+        name, value = groups[0], _with_value(getattr(config, groups[0]), groups[1:], name, value)
+    return dataclasses.replace(config, **{name: value})
+
+
 def resolve(config: Config) -> Config:
     """Make every path absolute, so that the same run can be resumed from any folder."""
 
@@ -278,111 +291,6 @@ def resolve(config: Config) -> Config:
         loss = dataclasses.replace(loss, vgg_weights=absolute(loss.vgg_weights))
     train = dataclasses.replace(train, start_from=train.start_from and absolute(train.start_from))
     return dataclasses.replace(config, data=data, loss=loss, train=train)
-
-
-AT_LEAST_ONE = (
-    "generator.width", "generator.widest", "generator.levels", "generator.downs", "discriminator.width", "discriminator.layers",
-    "discriminator.scales", "train.batch", "train.checkpoint_every", "train.log_every", "train.sample_every",
-    "parallel.input_threads", "parallel.prefetch", "parallel.accumulate", "parallel.timeout", "loss.perceptual_downsample",
-)  # fmt: skip
-NOT_NEGATIVE = (
-    "generator.blocks", "generator.global_blocks", "generator.local_blocks", "generator.dead_zone", "optim.warmup_steps",
-    "optim.clip_norm", "optim.global_frozen_steps", "parallel.devices", "parallel.processes", "parallel.process", "train.seed", "train.steps", "train.epochs",
-    "data.resize", "data.colour", "loss.edit_weight_steps", "loss.pixel_weight", "loss.adversarial_weight",
-    "loss.adversarial_ramp", "loss.perceptual_weight", "loss.feature_matching_weight", "loss.mask_weight",
-)  # fmt: skip
-RULES: tuple[tuple[Sequence[str], Callable[[Any], bool], str], ...] = (
-    (AT_LEAST_ONE, lambda value: value >= 1, "must be at least 1"),
-    (NOT_NEGATIVE, lambda value: value >= 0, "must not be negative"),
-    (("optim.generator_lr", "optim.discriminator_lr", "loss.edit_weight"), lambda value: value > 0, "must be positive"),
-    (("optim.beta1", "optim.beta2", "optim.ema", "generator.dropout"), lambda value: 0 <= value < 1, "must be in [0, 1)"),
-    (
-        ("optim.decay_share", "data.blemish.clean_share", "data.edit_crops", "data.extra_blemishes", "generator.gate"),
-        lambda value: 0 <= value <= 1,
-        "must be in [0, 1]",
-    ),
-    (
-        ("data.zoom", "data.blemish.radius", "data.blemish.strength", "data.blemish.per_megapixel"),
-        lambda value: 0 < value[0] <= value[1],
-        "must be two positive numbers, the smaller first",
-    ),
-    (("data.crop",), lambda value: value >= 32 and value % 16 == 0, "must be a multiple of 16, at least 32"),
-)
-
-
-def validate(config: Config) -> None:
-    """Refuse impossible values and combinations, naming the key. Looks at no file."""
-    flat = flatten(config)
-    for keys, holds, rule in RULES:
-        for key in keys:
-            if key in flat and not holds(flat[key]):
-                raise Refused(f"--{key.replace('_', '-')} {flat[key]}: {rule}")
-    _validate_combinations(config)
-
-
-def _validate_combinations(config: Config) -> None:
-    _validate_losses(config)
-    data = config.data
-    if not config.train.steps and not config.train.epochs:
-        raise Refused("--train.steps and --train.epochs are both 0: nothing would be trained; give one of them")
-    if data.crop % (grid := architecture.grid(config.generator)):
-        raise Refused(f"--data.crop {data.crop}: network {config.generator.network} of this depth needs a multiple of {grid}")
-    if data.resize and data.resize < data.crop:
-        raise Refused(f"--data.resize {data.resize} is smaller than --data.crop {data.crop}; make it at least as large, or 0")
-    _validate_data(data)
-    _validate_parallel(config)
-
-
-def _validate_parallel(config: Config) -> None:
-    parallel, optim = config.parallel, config.optim
-    if parallel.optimizer_state == "sharded" and (parallel.mode != "jit" or optim.generator_optimizer != "adam"):
-        raise Refused("--parallel.optimizer-state sharded needs --parallel.mode jit and --optim.generator-optimizer adam")
-    if bool(parallel.coordinator) != bool(parallel.processes) or parallel.process >= max(1, parallel.processes):
-        raise Refused(
-            "--parallel.coordinator ADDRESS:PORT, --parallel.processes N and --parallel.process P (0 … N-1) belong together"
-        )
-
-
-def _validate_data(data: DataConfig) -> None:
-    given = [form for form in DATA_FORMS if any(getattr(data, key) for key in form)]
-    if len(given) > 1:
-        names = " and ".join("/".join(f"--data.{key}" for key in form) for form in given)
-        raise Refused(f"{names} exclude each other: give clean faces (root), pairs (source and target), records, or tfds")
-    if bool(data.source) != bool(data.target):
-        missing = "target" if data.source else "source"
-        raise Refused(f"--data.{missing} is missing: pairs need both --data.source and --data.target")
-    if not given:
-        raise Refused(
-            "no data: give --data.root FOLDER (clean faces), --data.source A --data.target B (pairs), --data.records FOLDER "
-            "(made by `autoretouch data prepare`) or --data.tfds FOLDER"
-        )
-
-
-def _validate_losses(config: Config) -> None:
-    loss, network = config.loss, config.generator.network
-    if loss.pixel_weight + loss.adversarial_weight + loss.perceptual_weight == 0:
-        raise Refused(
-            "--loss.pixel-weight, --loss.adversarial-weight and --loss.perceptual-weight are all 0: "
-            "nothing would be learned; give at least one a positive weight"
-        )
-    if loss.perceptual_weight > 0 and not loss.perceptual_layers:
-        raise Refused(
-            "--loss.perceptual-layers is empty: name at least one VGG layer, such as relu2_2, or set --loss.perceptual-weight 0"
-        )
-    if loss.perceptual_layer_weights and len(loss.perceptual_layer_weights) != len(loss.perceptual_layers):
-        raise Refused(
-            f"--loss.perceptual-layer-weights has {len(loss.perceptual_layer_weights)} numbers for "
-            f"{len(loss.perceptual_layers)} --loss.perceptual-layers; give one for each, or none"
-        )
-    if loss.feature_matching_weight > 0 and (config.discriminator.network != "patchgan" or loss.adversarial_weight == 0):
-        raise Refused(
-            "--loss.feature-matching-weight compares a patchgan's features: choose a config whose discriminator is a PatchGAN, "
-            "and an adversarial weight above 0"
-        )
-    if loss.mask_weight > 0 and network != "retouch":
-        raise Refused(f"--loss.mask-weight {loss.mask_weight}: network {network} predicts no mask; set it to 0")
-    if config.optim.global_frozen_steps and network != "pix2pixhd_local":
-        raise Refused(f"--optim.global-frozen-steps: network {network} has no global generator inside; set it to 0")
 
 
 def write_json(config: Config, path: Path) -> None:

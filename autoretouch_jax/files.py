@@ -16,6 +16,6 @@ def place(path: Any) -> Any:
     """A `Path`, or for an object store its `epath.Path`, which has the same methods."""
     if not is_remote(path):
         return Path(path)
-    from etils import epath
+    from etils import epath  # type: ignore[import-untyped]
 
     return epath.Path(str(path))

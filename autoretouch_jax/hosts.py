@@ -25,6 +25,7 @@ from autoretouch_jax.errors import Refused
 from autoretouch_jax.stop import EXIT_REQUEUE
 
 BEAT = 5.0  # seconds between two signs of life; a slow peer is asked about after two of them
+GOODBYE = 1.5  # seconds by which the coordinator outlives the others
 LONGEST_STEP = 3600.0  # for the first step, which compiles
 _on_abort: Any = None
 SCHEDULERS = {  # variable with the number of processes → who sets it
@@ -46,7 +47,8 @@ def start(config: ParallelConfig) -> None:
         return
     jax.config.update("jax_enable_recoverability", True)  # a lost peer is for `Watch` to name, not for a crash in C++
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours: see stop.py
-    times = {"initialization_timeout": config.timeout, "heartbeat_timeout_seconds": config.timeout}
+    times: dict[str, Any] = {"initialization_timeout": config.timeout, "heartbeat_timeout_seconds": config.timeout}
+    _name_a_lost_coordinator()
     try:
         jax.distributed.initialize(**arguments, **times, shutdown_timeout_seconds=min(60, config.timeout))
     except (RuntimeError, ValueError, TypeError) as error:
@@ -55,8 +57,6 @@ def start(config: ParallelConfig) -> None:
             f"process {arguments.get('process_id', '?')} of {arguments.get('num_processes', '?')} (coordinator {place}) could "
             f"not start: {_first_line(error)}; do all processes run, and is that address reachable from each of them?"
         ) from error
-    if jax.process_count() > 1:
-        _name_a_lost_coordinator()
 
 
 def _name_a_lost_coordinator() -> None:
@@ -124,6 +124,22 @@ def barrier(name: str, timeout: float) -> None:
         _end(f"waited {timeout:.0f} s at the barrier {name!r} in vain ({_first_line(error)}); {_missing(client, timeout)}")
 
 
+def gather(name: str, text: str, timeout: float) -> list[str]:
+    """What every process says under `name`, in their order. Each name may be used once."""
+    client = _distributed.global_state.client
+    if client is None or jax.process_count() == 1:
+        return [text]
+    client.key_value_set(f"autoretouch/{name}/{number()}", text)
+    try:
+        keys = [f"autoretouch/{name}/{process}" for process in range(count())]
+        return [client.blocking_key_value_get(key, int(timeout * 1000)) for key in keys]
+    except RuntimeError as error:
+        _end(
+            f"waited {timeout:.0f} s for what each process says of {name!r} ({_first_line(error)}); {_missing(client, timeout)}"
+        )
+        raise
+
+
 class Watch:
     """Signs of life of this process, and an eye on the others: use as a context manager around the loop.
 
@@ -132,7 +148,8 @@ class Watch:
     """
 
     def __init__(self, timeout: float):
-        self.timeout, self._client = timeout, _distributed.global_state.client if jax.process_count() > 1 else None
+        self.timeout = timeout
+        self._client: Any = _distributed.global_state.client if jax.process_count() > 1 else None
         self._step, self._moved, self._allowed = 0, time.monotonic(), max(timeout, LONGEST_STEP)
         self._done = threading.Event()
 
@@ -217,8 +234,9 @@ def _end(message: str, stacks: bool = True) -> None:
     """Say it and leave at once: a collective that waits for a lost peer can be interrupted by nothing else."""
     if stacks:
         faulthandler.dump_traceback(all_threads=True)
+    me = _distributed.global_state  # asking jax itself would start its devices
     again = "the same command goes on from the last checkpoint"
-    print(f"\nautoretouch: process {number()} of {count()} ends: {message}; {again}", file=sys.stderr, flush=True)
+    print(f"\nautoretouch: process {me.process_id} of {me.num_processes} ends: {message}; {again}", file=sys.stderr, flush=True)
     os._exit(EXIT_REQUEUE)
 
 
@@ -228,8 +246,11 @@ def one_run(config: ParallelConfig) -> Iterator[None]:
     start(config)
     try:
         yield
+        barrier("all are done", config.timeout)  # whoever leaves first may take the others with it
     finally:
         if jax.process_count() > 1:
+            if is_first():
+                time.sleep(GOODBYE)
             with contextlib.suppress(RuntimeError):
                 jax.distributed.shutdown()
 

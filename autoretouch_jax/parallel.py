@@ -4,6 +4,7 @@ The training step is written for one device's share of the batch and averages ov
 return the same state, without a device axis, on one process's devices or on those of many.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,14 @@ def check_batch(batch: int, devices: int, accumulate: int) -> None:
         )
 
 
+def mesh_of_slice(topology: str) -> Mesh:
+    """The mesh of a TPU slice that is not here, `v5e:2x2`, to compile for; needs libtpu."""
+    from jax.experimental import topologies
+
+    devices: Any = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    return Mesh(np.array(sorted(devices, key=lambda device: (device.process_index, device.id))), (AXIS,))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of weights: the same on every device."""
     return NamedSharding(mesh, P())
@@ -74,7 +83,7 @@ def local(tree: Any) -> Any:
 
 
 def cut_spec(shape: tuple[int, ...], count: int) -> P:
-    """How an array is cut into `count` parts: along its longest side that divides; not at all where it is small or none does."""
+    """How an array is cut into `count` parts: along its longest side that divides; not at all if it is small or none does."""
     sides = [side if side % count == 0 else 0 for side in shape]
     if count == 1 or not sides or not max(sides) or np.prod(shape) < SMALLEST_PART:
         return P()
@@ -85,6 +94,16 @@ def cut_spec(shape: tuple[int, ...], count: int) -> P:
 def shardings(specs: Any, mesh: Mesh) -> Any:
     """Specs → shardings on the mesh."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda leaf: isinstance(leaf, P))
+
+
+def shapes(tree: Any, places: Any) -> Any:
+    """The shapes of a tree's leaves, each with its sharding: what a step can be lowered with."""
+    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, places)
+
+
+def split(batch: Any, mesh: Mesh) -> Any:
+    """The sharding of every leaf of a batch."""
+    return jax.tree.map(lambda _: NamedSharding(mesh, P(AXIS)), batch)
 
 
 def shard_batch(batch: Any, mesh: Mesh, mode: str) -> Any:
@@ -103,12 +122,21 @@ def wrap_step(step: Callable, mesh: Mesh, mode: str, specs: Any = None) -> Calla
     per device.
     """
     if mode == "pmap":
-        return jax.pmap(
-            step, AXIS, in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=(0,), devices=list(mesh.devices.flat)
-        )
+        devices = list(mesh.devices.flat)
+        mapped = jax.pmap(step, AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=(0,), devices=devices)
+        return mapped if jax.process_count() == 1 else lambda *arguments: _of_all(mapped(*arguments), replicated(mesh))
     state = P() if specs is None else specs
     body = jax.shard_map(step, mesh=mesh, in_specs=(state, P(AXIS), P()), out_specs=(state, P()), check_vma=False)
     return jax.jit(body, donate_argnums=(0,))
+
+
+def _of_all(tree: Any, sharding: NamedSharding) -> Any:
+    """What pmap returns among several processes knows only this one's devices; the same buffers as arrays on all of them."""
+
+    def whole(leaf: jax.Array) -> jax.Array:
+        return jax.make_array_from_single_device_arrays(leaf.shape, sharding, [part.data for part in leaf.addressable_shards])
+
+    return jax.tree.map(whole, tree)
 
 
 def mean(tree: Any) -> Any:
@@ -148,3 +176,33 @@ def fold_in_device(key: jax.Array) -> jax.Array:
     return jax.random.fold_in(key, jax.lax.axis_index(AXIS))
 
 
+def bytes_of_part(tree: Any, specs: Any, count: int) -> int:
+    """Bytes of one device's part of a tree of shapes cut over `count` devices as `specs` says."""
+    leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(specs, is_leaf=lambda leaf: isinstance(leaf, P)), strict=True)
+    sizes = (int(np.prod(leaf.shape)) * leaf.dtype.itemsize // (count if AXIS in spec else 1) for leaf, spec in leaves)
+    return sum(sizes)
+
+
+def describe_devices() -> list[str]:
+    """A line for each kind of device that this run has, with the memory of one where it is known."""
+    kinds: dict[tuple[str, str], int] = {}
+    for device in jax.devices():
+        kinds[device.platform, device.device_kind] = kinds.get((device.platform, device.device_kind), 0) + 1
+    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    size = f", {memory / 2**30:.1f} GiB each" if memory else ""
+    here = f", {jax.local_device_count()} of them in this process" if jax.process_count() > 1 else ""
+    return [f"{number} {platform} ({kind}){here}{size}" for (platform, kind), number in kinds.items()]
+
+
+def time_all_reduce(size: int, rounds: int = 5) -> tuple[float, bool]:
+    """Seconds of an all-reduce of `size` bytes over all devices, the best of some rounds, and whether its sum was right."""
+    mesh = Mesh(np.array(sorted(jax.devices(), key=lambda device: (device.process_index, device.id))), (AXIS,))
+    ones = np.ones((mesh.local_mesh.size, size // 4), np.float32)
+    numbers = jax.make_array_from_process_local_data(NamedSharding(mesh, P(AXIS)), ones)
+    summed = jax.jit(jax.shard_map(lambda x: jax.lax.psum(x, AXIS), mesh=mesh, in_specs=P(AXIS), out_specs=P()))
+    best, out = float("inf"), jax.block_until_ready(summed(numbers))
+    for _ in range(rounds):
+        started = time.perf_counter()
+        out = jax.block_until_ready(summed(numbers))
+        best = min(best, time.perf_counter() - started)
+    return best, bool(np.all(np.asarray(out.addressable_shards[0].data) == mesh.size))

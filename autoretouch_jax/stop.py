@@ -15,7 +15,7 @@ EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_INTERRUPTED = 0, 1, 75, 130
 
 
 class StopRequest:
-    """Notes SIGTERM and SIGINT while it is entered. A second SIGINT stops at once.
+    """Notes SIGTERM and SIGINT while it is entered, as often as one likes. A second SIGINT stops at once.
 
     `max_seconds` counts from its making; 0 is without end.
     """
@@ -24,14 +24,21 @@ class StopRequest:
         self._noted: int | None = None
         self._ends = time.monotonic() + max_seconds if max_seconds else float("inf")
         self._before: dict[int, Any] = {}
+        self._depth = 0
 
     def __enter__(self) -> "StopRequest":
+        self._depth += 1
+        if self._depth > 1:
+            return self
         with contextlib.suppress(ValueError):  # not in the main thread: the caller handles signals
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_exc: object) -> None:
+        self._depth -= 1
+        if self._depth:
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from autoretouch_jax import cli
+from autoretouch_jax import cli, rules
 from autoretouch_jax import config as configs
 from autoretouch_jax.config import Config
 from autoretouch_jax.training.state import init_state, make_networks
@@ -91,7 +91,7 @@ def test_every_config_builds(path, face_folder):
     from conftest import edited
 
     config = edited(config, **flags)
-    configs.validate(config)
+    rules.validate(config)
     networks, _ = make_networks(config)
     state = jax.eval_shape(lambda: init_state(config, networks))
     assert state.generator.params

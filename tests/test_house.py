@@ -9,8 +9,10 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "autoretouch_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
-RANK = {"errors": -1, "architecture": 0, "config": 1, "parallel": 2, "models": 2, "data": 2, "evaluation": 3, "training": 4,
-        "inference": 4, "demo": 5, "catalogue": 5, "bench": 5, "cli": 6, "__init__": 6}  # fmt: skip
+RANK = {"errors": -1, "stop": 0, "files": 0, "architecture": 0, "config": 1, "rules": 2, "parallel": 2, "hosts": 2,
+        "models": 2, "data": 2, "evaluation": 3, "training": 4, "inference": 4, "chips": 4, "demo": 5, "catalogue": 5,
+        "bench": 5, "ahead": 5, "arithmetic": 5, "doctor": 5, "sweep_report": 5, "plan": 6, "sweep": 6, "arguments": 6,
+        "cli": 7, "__init__": 7}  # fmt: skip
 ALONE = {"orbax": "training/checkpoint.py", "grain": "data/pipeline.py", "zstandard": "data/tiles.py",
          "tensorflow_datasets": "data/builders.py"}  # fmt: skip
 LONGEST_FUNCTION, LONGEST_LOOP, LONGEST_FILE = 40, 200, 400

@@ -11,8 +11,7 @@ import pytest
 from conftest import edited
 from safetensors.numpy import load_file
 
-from autoretouch_jax import architecture, cli
-from autoretouch_jax import config as configs
+from autoretouch_jax import architecture, cli, rules
 from autoretouch_jax.errors import Refused
 from autoretouch_jax.models.retouch import Retouched
 from autoretouch_jax.models.vgg import preprocess
@@ -183,13 +182,13 @@ def test_the_adversarial_weight_ramps_in(small_config):
 )
 def test_impossible_combinations_name_the_key(small_config, groups, key):
     with pytest.raises(Refused, match=key):
-        configs.validate(edited(small_config, **groups))
+        rules.validate(edited(small_config, **groups))
 
 
 def test_the_crop_must_fit_the_networks_depth(small_config):
     unet = dataclasses.replace(small_config, generator=architecture.Pix2Pix(levels=8))
     with pytest.raises(Refused, match="multiple of 256"):
-        configs.validate(unet)
+        rules.validate(unet)
 
 
 def test_a_description_comes_back_from_json():

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from conftest import edited
 
-from autoretouch_jax import parallel
 from autoretouch_jax.errors import BadInput, Refused
 from autoretouch_jax.training import loop
 from autoretouch_jax.training.checkpoint import Checkpoints

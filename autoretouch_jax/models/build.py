@@ -23,9 +23,7 @@ DISCRIMINATORS: dict[type, Any] = {
 }
 
 
-def generator(
-    config: architecture.Generator, dtype: Any = jnp.float32, axis: str | None = None, remat: Remat = "none"
-) -> Any:
+def generator(config: architecture.Generator, dtype: Any = jnp.float32, axis: str | None = None, remat: Remat = "none") -> Any:
     """The module: `apply(variables, source[, train])`, `[N, H, W, 3]` → an image, or `Retouched`.
 
     With `axis` BatchNorm's statistics are those of all devices along it; `remat`: see `layers.rematerialised`.

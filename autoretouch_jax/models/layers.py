@@ -45,9 +45,7 @@ def depth_to_space(x: jax.Array) -> jax.Array:
     return x.reshape(n, h, w, 2, 2, c // 4).transpose(0, 1, 3, 2, 4, 5).reshape(n, 2 * h, 2 * w, c // 4)
 
 
-def batch_norm(
-    train: bool, momentum: float, epsilon: float, name: str | None = None, axis: str | None = None
-) -> nn.BatchNorm:
+def batch_norm(train: bool, momentum: float, epsilon: float, name: str | None = None, axis: str | None = None) -> nn.BatchNorm:
     """BatchNorm over batch and space; statistics are float32 whatever the compute type.
 
     With `axis` the statistics are those of all devices along it: two small all-reduces a layer.

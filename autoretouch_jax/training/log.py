@@ -6,11 +6,14 @@ from typing import Any
 
 
 class MetricsLog:
-    """Appends one JSON object per logged step. On resume, lines of steps that will be made again are dropped."""
+    """Appends one JSON object per logged step. On resume, lines of steps that will be made again are dropped.
 
-    def __init__(self, path: Path, resume_step: int):
-        self.path = path
-        if path.exists():
+    Of several processes only the first one writes; the others' logs are `silent`.
+    """
+
+    def __init__(self, path: Path, resume_step: int, silent: bool = False):
+        self.path, self.silent = path, silent
+        if path.exists() and not silent:
             kept = [line for line in path.read_text().splitlines() if _step(line) <= resume_step]
             part = path.with_suffix(".part")
             part.write_text("".join(line + "\n" for line in kept))
@@ -18,6 +21,8 @@ class MetricsLog:
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record and flush it."""
+        if self.silent:
+            return
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
 

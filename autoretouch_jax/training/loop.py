@@ -1,11 +1,10 @@
 """The training loop: one visible path from a config to a trained model. No maths here."""
 
 import dataclasses
-import functools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from autoretouch_jax import config as configs
-from autoretouch_jax import files, hosts, parallel
+from autoretouch_jax import files, hosts, parallel, rules
 from autoretouch_jax.config import Config
 from autoretouch_jax.data import pipeline
 from autoretouch_jax.data.sources import open_source
@@ -24,17 +23,8 @@ from autoretouch_jax.models.bundle import Model, load_model, retouch_array, save
 from autoretouch_jax.stop import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, StopRequest
 from autoretouch_jax.training.checkpoint import Checkpoints, has_checkpoint
 from autoretouch_jax.training.log import MetricsLog
-from autoretouch_jax.training.state import (
-    Networks,
-    State,
-    check_start,
-    count,
-    init_state,
-    make_networks,
-    start_from,
-    state_specs,
-)
-from autoretouch_jax.training.step import train_step
+from autoretouch_jax.training.program import compiled_step
+from autoretouch_jax.training.state import State, check_start, count, init_state, make_networks, start_from
 
 SAMPLES = 6
 
@@ -44,7 +34,7 @@ class Trainer:
 
     def __init__(self, config: Config, start: Path | str | None = None):
         """`start` is the model to start with, `train.start_from` where it is not given."""
-        configs.validate(config)
+        rules.validate(config)
         self.mesh = parallel.make_mesh(config.parallel, config.train.batch)
         self.source = open_source(config.data)
         self.config = config = _with_steps(config, len(self.source))
@@ -73,14 +63,6 @@ class Trainer:
         return parallel.shard_batch(batch, self.mesh, self.config.parallel.mode)
 
 
-def compiled_step(config: Config, networks: Networks, mesh: Any) -> tuple[State, Callable]:
-    """Where each leaf of the state lives on the mesh, and `step(state, batch, frozen) -> (state, metrics)`, to be compiled."""
-    state = jax.eval_shape(lambda: init_state(config, networks))
-    specs = state_specs(state, mesh.size if config.parallel.optimizer_state == "sharded" else 1)
-    step = functools.partial(train_step, networks=networks, config=config)
-    return parallel.shardings(specs, mesh), parallel.wrap_step(step, mesh, config.parallel.mode, specs)
-
-
 def _with_steps(config: Config, images: int) -> Config:
     """`train.epochs` as steps, where `train.steps` is 0."""
     if config.train.steps:
@@ -89,14 +71,14 @@ def _with_steps(config: Config, images: int) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
 
 
-def run(config: Config, workdir: Path | str, stop: StopRequest | None = None, until: int | None = None) -> int:
+def run(config: Config, workdir: Any, stop: StopRequest | None = None, until: int | None = None) -> int:
     """Train until `train.steps`, resuming what `workdir` holds. Returns the exit status (see the README).
 
     `stop` is asked for the end before its time; `until` ends this call after that many steps, with nothing else changed. Raises
     Refused, before anything is written, when the config, the data, a weight file or the work directory do not fit.
     """
     config, workdir = configs.resolve(config), files.place(workdir)
-    configs.validate(config)
+    rules.validate(config)
     with stop or StopRequest() as stop, hosts.one_run(config.parallel), hosts.Watch(config.parallel.timeout) as watch:
         stored = workdir / "config.json"
         if stored.is_file():
@@ -117,9 +99,7 @@ def run(config: Config, workdir: Path | str, stop: StopRequest | None = None, un
             return _train(trainer, workdir, checkpoints, stop, watch, min(until or config.train.steps, config.train.steps))
 
 
-def _train(
-    trainer: Trainer, workdir: Path, checkpoints: Checkpoints, stop: StopRequest, watch: hosts.Watch, until: int
-) -> int:
+def _train(trainer: Trainer, workdir: Path, checkpoints: Checkpoints, stop: StopRequest, watch: hosts.Watch, until: int) -> int:
     config, steps, first_host = trainer.config, trainer.config.train.steps, hosts.is_first()
 
     # ---- start or resume -------------------------------------------------------------------------------------------
@@ -128,7 +108,7 @@ def _train(
         state, clock = checkpoints.restore(latest, state, trainer.shardings)
         seconds = clock["seconds"]
     first = latest or 0
-    log = MetricsLog(workdir / "metrics.jsonl", first)
+    log = MetricsLog(workdir / "metrics.jsonl", first, silent=not first_host)
     if first >= until:
         _publish(trainer, workdir, state)
         if first_host and until == steps:

@@ -82,13 +82,15 @@ def init_state(config: Config, networks: Networks) -> State:
 
 
 def state_specs(state: State, devices: int) -> State:
-    """How a state is cut over devices where `parallel.optimizer_state` is `sharded`: the optimizers' arrays and nothing else."""
+    """How a state is cut over devices where `parallel.optimizer_state` is `sharded`: the optimizers' arrays, nothing else."""
 
     def whole(tree: Any) -> Any:
         return jax.tree.map(lambda _: parallel.cut_spec((), 1), tree)
 
     def learner(one: Learner) -> Learner:
-        return Learner(whole(one.params), whole(one.stats), jax.tree.map(lambda x: parallel.cut_spec(x.shape, devices), one.opt))
+        return Learner(
+            whole(one.params), whole(one.stats), jax.tree.map(lambda x: parallel.cut_spec(x.shape, devices), one.opt)
+        )
 
     discriminator = None if state.discriminator is None else learner(state.discriminator)
     return State(whole(state.step), learner(state.generator), discriminator, whole(state.ema))

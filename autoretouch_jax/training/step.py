@@ -12,6 +12,8 @@ Images arrive as uint8 and are converted here. Each network's gradients, statist
 in one collective; BatchNorm normalises by each device's own share of the batch, unless `train.batch_norm` is global.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,7 +30,7 @@ from autoretouch_jax.training import losses, optim
 from autoretouch_jax.training.state import Learner, Networks, State
 
 Metrics = dict[str, jax.Array]
-Terms = dict[str, tuple[Any, Callable[[Retouched], jax.Array]]]  # weight and function of the generator's output
+Terms = dict[str, tuple[Any, Callable[["Images", Retouched], jax.Array]]]  # weight, and function of the generator's output
 Pass = tuple[Any, Any, Metrics]  # gradients, BatchNorm's moving averages, metrics
 
 
@@ -51,37 +53,25 @@ def train_step(state: State, batch: dict[str, jax.Array], frozen: Any, *, networ
     To be called with one device's share. Every loss of the batch is the mean of its images' losses times their weights
     (`data/crops.py`; 1 where there are none). Where the batch has "stop", its mean over all devices is among the metrics.
     """
-    weight = batch.get("weight", jnp.ones(len(batch["source"]), jnp.float32))
-    images, parts = Images(to_float(batch["source"]), to_float(batch["target"]), weight), config.parallel.accumulate
+    images, parts = _images(batch), config.parallel.accumulate
     factor = optim.schedule(config.optim, config.train.steps, state.step)
     key = parallel.fold_in_device(jax.random.fold_in(jax.random.key(config.train.seed), state.step))
-
-    def generate(params: Any, stats: Any, part: Images, number: Any):
-        variables, rngs = {"params": params, "batch_stats": stats}, {"dropout": jax.random.fold_in(key, number)}
-        output, moved = networks.generator.apply(variables, part.source, train=True, mutable=["batch_stats"], rngs=rngs)
-        return build.retouched(output), moved.get("batch_stats", {})
-
-    def kept_generate(stats: Any, part: Images, number: Any):
-        return jax.vjp(lambda params: generate(params, stats, part, number), state.generator.params, has_aux=True)
-
-    kept = kept_generate(state.generator.stats, images, 0) if parts == 1 else None
+    forward = functools.partial(_forward, networks=networks, key=key)
+    kept = forward(state.generator, images, 0) if parts == 1 else None
 
     discriminator, metrics = state.discriminator, {}
     if discriminator is not None:
-        before = discriminator
 
-        def discriminator_pass(stats: Any, part: Images, number: Any) -> Pass:
-            fake = kept[0] if kept else generate(state.generator.params, state.generator.stats, part, number)[0]
-            return _discriminator_gradients(before.params, stats, part, fake.image, networks, config)
+        def fake(part: Images, number: Any) -> jax.Array:
+            return (kept or forward(state.generator, part, number))[0].image
 
-        gradients, stats, metrics = parallel.mean(_in_parts(discriminator_pass, before.stats, images, parts))
-        learning_rate = config.optim.discriminator_lr * factor
-        discriminator = _descend(before, gradients, stats, learning_rate, config)
+        discriminator, metrics = _update_discriminator(discriminator, images, fake, factor, networks, config)
 
     def generator_pass(stats: Any, part: Images, number: Any) -> Pass:
-        fake, pull, stats = kept or kept_generate(stats, part, number)
-        functions = _generator_losses(part, state.step, discriminator, frozen, networks, config)
-        cotangent, metrics = _judged(functions, fake, part, config)
+        learner = dataclasses.replace(state.generator, stats=stats)
+        output, pull, stats = kept or forward(learner, part, number)
+        functions = _generator_losses(state.step, discriminator, frozen, networks, config)
+        cotangent, metrics = _judged(functions, output, part, config)
         return pull(cotangent)[0], stats, metrics
 
     passed = _in_parts(generator_pass, state.generator.stats, images, parts)
@@ -94,6 +84,34 @@ def train_step(state: State, batch: dict[str, jax.Array], frozen: Any, *, networ
     ema = optim.ema_update(state.ema, generator.params, config.optim.ema, state.step)
     metrics |= judged | {"generator_gradient_norm": optax.global_norm(gradients), "learning_rate": learning_rate}
     return State(state.step + 1, generator, discriminator, ema), metrics
+
+
+def _forward(learner: Learner, part: Images, number: Any, networks: Networks, key: jax.Array):
+    """`(output, its vjp, BatchNorm's moved averages)` of the generator in training."""
+    rngs = {"dropout": jax.random.fold_in(key, number)}
+
+    def generate(params: Any):
+        variables = {"params": params, "batch_stats": learner.stats}
+        output, moved = networks.generator.apply(variables, part.source, train=True, mutable=["batch_stats"], rngs=rngs)
+        return build.retouched(output), moved.get("batch_stats", {})
+
+    return jax.vjp(generate, learner.params, has_aux=True)
+
+
+def _update_discriminator(learner: Learner, images: Images, fake: Callable, factor, networks: Networks, config: Config):
+    """The discriminator after its step, and its metrics. `fake(part, number)` is the generator's image of a part."""
+
+    def one_pass(stats: Any, part: Images, number: Any) -> Pass:
+        return _discriminator_gradients(learner.params, stats, part, fake(part, number), networks, config)
+
+    passed = _in_parts(one_pass, learner.stats, images, config.parallel.accumulate)
+    gradients, stats, metrics = parallel.mean(passed)
+    return _descend(learner, gradients, stats, config.optim.discriminator_lr * factor, config), metrics
+
+
+def _images(batch: dict[str, jax.Array]) -> Images:
+    weight = batch.get("weight", jnp.ones(len(batch["source"]), jnp.float32))
+    return Images(to_float(batch["source"]), to_float(batch["target"]), weight)
 
 
 def _in_parts(one_pass: Callable[[Any, Images, Any], Pass], stats: Any, images: Images, parts: int) -> Pass:
@@ -113,7 +131,9 @@ def _in_parts(one_pass: Callable[[Any, Images, Any], Pass], stats: Any, images: 
     return jax.tree.map(lambda x: x / parts, total), stats, jax.tree.map(jnp.mean, metrics)
 
 
-def _discriminator_gradients(params: Any, stats: Any, part: Images, fake: jax.Array, networks: Networks, config: Config) -> Pass:
+def _discriminator_gradients(
+    params: Any, stats: Any, part: Images, fake: jax.Array, networks: Networks, config: Config
+) -> Pass:
     """Real first, then fake."""
 
     def loss(params: Any):
@@ -132,26 +152,37 @@ def _discriminator_gradients(params: Any, stats: Any, part: Images, fake: jax.Ar
     return gradients, moved, metrics
 
 
-def _generator_losses(part: Images, step, discriminator, frozen, networks: Networks, config: Config) -> Terms:
-    """`{term: (weight, function of the generator's output)}` for the terms whose weight is not 0."""
+def _generator_losses(step, discriminator, frozen, networks: Networks, config: Config) -> Terms:
+    """`{term: (weight, function of the images and the generator's output)}` for the terms whose weight is not 0."""
     weights, terms = config.loss, {}
-    source, target, _ = part
     if weights.pixel_weight > 0:
         edit_weight = losses.edit_weight(weights.edit_weight, weights.edit_weight_steps, step)
-        pixel = lambda fake: losses.pixel(weights.pixel, fake.image, target, source, edit_weight)  # noqa: E731
+        pixel = lambda part, fake: losses.pixel(weights.pixel, fake.image, part.target, part.source, edit_weight)  # noqa: E731
         terms["pixel"] = weights.pixel_weight, pixel
     if discriminator is not None:
-        terms |= _adversarial_terms(source, target, step, discriminator, networks, config)
+        terms |= _adversarial_terms(step, discriminator, networks, config)
     if networks.vgg is not None:
-        terms["perceptual"] = weights.perceptual_weight, _perceptual(target, frozen, networks, config)
+        terms["perceptual"] = weights.perceptual_weight, _perceptual(frozen, networks, config)
     if weights.mask_weight > 0:
-        terms["mask"] = weights.mask_weight, lambda fake: losses.mask(fake, source, target)
+        terms["mask"] = weights.mask_weight, lambda part, fake: losses.mask(fake, part.source, part.target)
     return terms
 
 
 def _judged(functions: Terms, fake: Retouched, part: Images, config: Config) -> tuple[Retouched, Metrics]:
-    """The gradient of what is minimised at the generator's output, and each term's value and share."""
-    values, cotangents = _values_and_cotangents(functions, fake, part.weight)
+    """The gradient of what is minimised at the generator's output, and each term's value and share.
+
+    With `remat="full"` one term is done before the next begins: left alone, a compiler may compute them side by side and hold
+    the activations of all.
+    """
+    values: Metrics = {}
+    cotangents: dict[str, Retouched] = {}
+    for name, (scale, function) in functions.items():
+        if config.parallel.remat == "full":
+            part, fake, cotangents = jax.lax.optimization_barrier((part, fake, cotangents))
+        weighted = lambda fake, f=function, part=part: jnp.mean(part.weight * f(part, fake))  # noqa: E731
+        values[name], gradient = jax.value_and_grad(weighted)(fake)
+        cotangents = cotangents | {name: jax.tree.map(lambda g, scale=scale: scale * g, gradient)}
+    values["generator"] = sum(scale * values[name] for name, (scale, _) in functions.items())
     if "pixel" in values:  # logged without the edit's weight, so that its curve is comparable over the run
         for name, image in (("pixel", fake.image), ("pixel_identity", part.source)):  # identity: what doing nothing costs
             plain = losses.pixel(config.loss.pixel, image, part.target, part.source, 1.0)
@@ -160,47 +191,38 @@ def _judged(functions: Terms, fake: Retouched, part: Images, config: Config) -> 
     return total, {f"loss/{name}": value for name, value in values.items()} | _shares(cotangents)
 
 
-def _values_and_cotangents(functions: Terms, fake: Retouched, weight: Any) -> tuple[Metrics, dict[str, Retouched]]:
-    """Each term's weighted mean over the batch, and its gradient at the generator's output times the term's own weight.
-
-    `generator` is the sum of both: what is minimised.
-    """
-    values, cotangents = {}, {}
-    for name, (scale, function) in functions.items():
-        values[name], gradient = jax.value_and_grad(lambda fake, f=function: jnp.mean(weight * f(fake)))(fake)
-        cotangents[name] = jax.tree.map(lambda g, scale=scale: scale * g, gradient)
-    values["generator"] = sum(scale * values[name] for name, (scale, _) in functions.items())
-    return values, cotangents
-
-
-def _adversarial_terms(source, target, step, discriminator: Learner, networks: Networks, config: Config) -> Terms:
+def _adversarial_terms(step, discriminator: Learner, networks: Networks, config: Config) -> Terms:
     weights = config.loss
     variables = {"params": discriminator.params, "batch_stats": discriminator.stats}
 
-    def judge(image: jax.Array):
-        return build.scales(networks.discriminator.apply(variables, source, image, train=True, mutable=["batch_stats"])[0])
+    def judge(part: Images, image: jax.Array):
+        judged = networks.discriminator.apply(variables, part.source, image, train=True, mutable=["batch_stats"])[0]
+        return build.scales(judged)
 
     ramp = jnp.minimum(1.0, (step + 1) / max(1, weights.adversarial_ramp))
-    adversarial = lambda fake: losses.adversarial(weights.adversarial, judge(fake.image))  # noqa: E731
+    adversarial = lambda part, fake: losses.adversarial(weights.adversarial, judge(part, fake.image))  # noqa: E731
     terms: Terms = {"adversarial": (weights.adversarial_weight * ramp, adversarial)}
     if weights.feature_matching_weight > 0:
-        real = judge(target)
-        matching = lambda fake: losses.feature_matching(judge(fake.image), real)  # noqa: E731
+
+        def matching(part: Images, fake: Retouched) -> jax.Array:
+            return losses.feature_matching(judge(part, fake.image), judge(part, part.target))
+
         terms["feature_matching"] = weights.feature_matching_weight, matching
     return terms
 
 
-def _perceptual(target, frozen, networks: Networks, config: Config) -> Callable[[Retouched], jax.Array]:
+def _perceptual(frozen, networks: Networks, config: Config) -> Callable[[Images, Retouched], jax.Array]:
     weights = config.loss
     window = (weights.perceptual_downsample, weights.perceptual_downsample)
 
     def features(image: jax.Array):
         return networks.vgg.apply({"params": frozen}, nn.avg_pool(image, window, window))
 
-    reference = features(target)
-    return lambda fake: losses.perceptual(
-        features(fake.image), reference, weights.perceptual_layer_weights, weights.perceptual_scale
-    )
+    def perceptual(part: Images, fake: Retouched) -> jax.Array:
+        found, reference = features(fake.image), features(part.target)
+        return losses.perceptual(found, reference, weights.perceptual_layer_weights, weights.perceptual_scale)
+
+    return perceptual
 
 
 def _shares(cotangents: dict[str, Retouched]) -> Metrics:
