@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from autoretouch_jax import architecture
 from autoretouch_jax.models import pix2pix
 from autoretouch_jax.models.autoretouch import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM
-from autoretouch_jax.models.layers import batch_norm, conv, instance_norm, leaky
+from autoretouch_jax.models.layers import NORMAL_INIT, FoldedConv, batch_norm, conv, instance_norm, leaky
 from autoretouch_jax.models.pix2pixhd import average_pool
 
 
@@ -29,9 +29,10 @@ class SeedPatchGAN(nn.Module):
     @nn.compact
     def __call__(self, source: jax.Array, image: jax.Array, train: bool = False) -> jax.Array:
         x = jnp.concatenate([source, image], axis=-1).astype(self.dtype)
-        for i, multiple in enumerate((1, 2, 4, 8)):
+        x = leaky(FoldedConv(self.config.width, (1, 1 + image.shape[1] % 2), self.dtype, name="conv0")(x))
+        for i, multiple in enumerate((2, 4, 8), 1):
             x = leaky(nn.Conv(self.config.width * multiple, (4, 4), (2, 2), dtype=self.dtype, name=f"conv{i}")(x))
-            if i > 0 and self.config.norm == "batch":
+            if self.config.norm == "batch":
                 norm = batch_norm(train, BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON, f"norm{i}", self.axis)
                 x = norm(x).astype(self.dtype)
         return nn.Conv(1, (4, 4), dtype=self.dtype, name="logits")(x).astype(jnp.float32)
@@ -50,14 +51,15 @@ class PatchGAN(nn.Module):
     @nn.compact
     def __call__(self, pair: jax.Array, train: bool = False) -> list[jax.Array]:
         config, dtype, padding = self.config, self.dtype, self.config.padding
-        x, features = pair.astype(dtype), []
-        for i in range(config.layers + 1):
+        x = leaky(FoldedConv(config.width, (padding, padding), dtype, NORMAL_INIT, name="conv0")(pair))
+        features = [x]
+        for i in range(1, config.layers + 1):
             stride = 2 if i < config.layers else 1
             x = conv(config.width * min(8, 2**i), 4, stride, padding, dtype, f"conv{i}")(x)
-            if i > 0 and config.norm == "batch":
+            if config.norm == "batch":
                 momentum, epsilon = pix2pix.BATCH_NORM_MOMENTUM, pix2pix.BATCH_NORM_EPSILON
                 x = batch_norm(train, momentum, epsilon, f"norm{i}", self.axis)(x).astype(dtype)
-            elif i > 0 and config.norm == "instance":
+            elif config.norm == "instance":
                 x = instance_norm(x)
             x = leaky(x)
             features.append(x)

@@ -1,0 +1,142 @@
+"""What starts a run: each file is valid where it is read, starts `autoretouch train`, and hands on its status."""
+
+import copy
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from conftest import edited
+
+from autoretouch_jax.sweep_report import as_python
+
+LAUNCH = Path(__file__).parent.parent / "launch"
+SCHEMAS = Path(__file__).parent / "schemas"  # JobSet v1alpha2 with Kubernetes 1.37's Job and Pod; SkyPilot 0.14.1's task
+JOB = ("spec", "replicatedJobs", 0, "template", "spec")
+
+
+def load(name: str):
+    schema = json.loads((SCHEMAS / f"{name}.schema.json").read_text())
+    return yaml.safe_load((LAUNCH / f"{name}.yaml").read_text()), jsonschema.Draft202012Validator(schema)
+
+
+@pytest.mark.parametrize("name", ["jobset", "sky"])
+def test_the_file_is_valid_against_its_schema(name):
+    described, validator = load(name)
+    assert [f"{error.json_path}: {error.message}" for error in validator.iter_errors(described)] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "key", "value"),
+    [
+        ("jobset", ("spec",), "failPolicy", {}),
+        ("jobset", ("spec", "failurePolicy", "rules", 0), "action", "Fail"),
+        ("jobset", JOB, "parallelism", "64"),
+        ("jobset", (*JOB, "podFailurePolicy", "rules", 0, "onExitCodes"), "value", [75]),
+        ("jobset", (*JOB, "template", "spec", "containers", 0), "arg", []),
+        ("sky", (), "node", 2),
+        ("sky", ("resources", "job_recovery"), "recover_on_exit_code", 75),
+    ],
+)
+def test_the_schemas_refuse_what_is_misspelt(name, path, key, value):
+    described, validator = load(name)
+    place = described = copy.deepcopy(described)
+    for step in path:
+        place = place[step]
+    place[key] = value
+    assert list(validator.iter_errors(described))
+
+
+def test_every_place_starts_train_requeues_on_75_and_explains_itself():
+    for path in LAUNCH.iterdir():
+        text = path.read_text()
+        assert "How to:" in text.split("\n", 3)[0] + text.split("\n", 3)[1], path.name
+        assert "autoretouch" in text, path.name
+        if path.suffix in (".sbatch", ".yaml") or path.name == "tpu_vm.sh":
+            assert "75" in text, path.name
+        if path.suffix in (".sh", ".sbatch"):
+            subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+def test_the_dockerfile_installs_the_extras_that_exist():
+    import tomllib
+
+    text = (LAUNCH / "Dockerfile").read_text()
+    project = tomllib.loads((LAUNCH.parent / "pyproject.toml").read_text())["project"]
+    for extra in ("cuda12", "cuda13", "tpu"):
+        assert extra in text
+        assert extra in project["optional-dependencies"]
+    assert 'ENTRYPOINT ["autoretouch"]' in text  # exec form: signals reach the program
+
+
+@pytest.fixture
+def run_files(small_config, tmp_path) -> tuple[Path, dict[str, str]]:
+    """A config of a long run, and an environment whose `autoretouch` is this one."""
+    config = edited(small_config, train={"steps": 100_000, "checkpoint_every": 4}, parallel={"devices": 0, "timeout": 30})
+    (tmp_path / "long.py").write_text(as_python(config, "A long run."))
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "autoretouch"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m autoretouch_jax.cli "$@"\n')
+    command.chmod(0o755)
+    return tmp_path, os.environ | {"PATH": f"{command.parent}:{os.environ['PATH']}", "FAKE": "2"}
+
+
+def steps_saved(workdir: Path) -> list[int]:
+    return sorted(int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit())
+
+
+def wait_for(condition, what: str, seconds: float = 120):
+    until = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < until, what
+        time.sleep(0.2)
+    return found
+
+
+def test_local_starts_one_run_of_several_processes_and_hands_on_signal_and_status(run_files):
+    folder, environment = run_files
+    workdir = folder / "run"
+    command = ["bash", str(LAUNCH / "local.sh"), "2", str(folder / "long.py"), "--workdir", str(workdir)]
+    started = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(lambda: steps_saved(workdir), "a first checkpoint")
+    started.send_signal(signal.SIGTERM)
+    said, _ = started.communicate(timeout=120)
+    assert started.returncode == 75, said
+    assert "4 cpu device(s) of 2 process(es)" in said
+    assert f"stopped at step {steps_saved(workdir)[-1]} " in said
+
+
+@pytest.mark.skipif(not shutil.which("slurmctld") or os.geteuid() != 0, reason="needs slurm-wlm, munge and root")
+def test_slurm_runs_two_tasks_stops_them_with_a_checkpoint_and_starts_them_again(run_files):
+    folder, environment = run_files
+    node, home, workdir = Path(__file__).parent / "slurm_node.sh", folder / "slurm", folder / "run"
+    environment |= {"SLURM_CONF": str(home / "slurm.conf"), "JAX_PLATFORMS": "cpu"}
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+
+    def slurm(*words: str) -> str:
+        return subprocess.run(words, env=environment, check=True, capture_output=True, text=True, cwd=folder).stdout
+
+    slurm("bash", str(node), "up", str(home))
+    try:
+        given = ["--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=0", "--cpus-per-task=1", "--parsable"]
+        job = slurm("sbatch", *given, str(LAUNCH / "slurm.sbatch"), "long.py", "--workdir", str(workdir)).strip()
+        log = folder / f"autoretouch-{job}.log"
+        wait_for(lambda: steps_saved(workdir), "a first checkpoint")
+        slurm("scancel", "--signal=TERM", job)
+        wait_for(lambda: "stopped at step" in log.read_text(), "the end of the first run")
+        stopped = steps_saved(workdir)[-1]
+        wait_for(lambda: "PENDING" in slurm("squeue", "-h", "-j", job, "-o", "%T"), "the job in the queue again")
+        slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+        wait_for(lambda: steps_saved(workdir)[-1] > stopped, "a checkpoint of the second run")
+        assert "4 cpu device(s) of 2 process(es)" in log.read_text()
+        assert f"steps {stopped} →" in log.read_text()
+        slurm("scancel", job)
+    finally:
+        subprocess.run(["bash", str(node), "down", str(home)], env=environment, check=False)

@@ -1,0 +1,124 @@
+"""A sweep: every trial once, whatever is killed; a table, a plot, and a config that trains."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import edited
+
+from autoretouch_jax import cli, sweep
+from autoretouch_jax import config as configs
+from autoretouch_jax.data.sources import PairSource
+from autoretouch_jax.errors import Refused
+from autoretouch_jax.stop import StopRequest
+from autoretouch_jax.sweep_report import as_python
+
+SPACE = """
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+space = {"loss.pixel_weight": FloatDistribution(1.0, 100.0, log=True), "loss.edit_weight": CategoricalDistribution([1.0, 4.0])}
+"""
+TRIALS, STEPS = 5, 4
+
+
+@pytest.fixture
+def command(small_config, module_pairs, tmp_path) -> list[str]:
+    """A sweep of runs of a second, as a user types it."""
+    base = edited(small_config, train={"steps": STEPS, "log_every": 1, "checkpoint_every": 1})
+    (tmp_path / "base.py").write_text(as_python(base, "A run of a second."))
+    (tmp_path / "space.py").write_text(SPACE)
+    source, target = module_pairs
+    words = f"sweep {tmp_path / 'base.py'} --space {tmp_path / 'space.py'} --trials {TRIALS} --workdir {tmp_path / 'sweep'}"
+    return [*words.split(), "--source", str(source), "--target", str(target), "--search", "random", "--rungs", "2"]
+
+
+def start(command: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "autoretouch_jax.cli", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_two_workers_killed_and_started_again_lose_no_trial_and_make_none_twice(command, tmp_path):
+    folder = tmp_path / "sweep"
+    workers = [start(command), start(command)]
+    until = time.monotonic() + 120
+    while len(list(folder.glob("trials/*/metrics.jsonl"))) < 3:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    for worker in workers:
+        worker.kill()
+        worker.communicate()
+    workers = [start(command), start(command)]
+    said = [worker.communicate(timeout=240)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], said
+    rows = list(csv.DictReader((folder / "trials.csv").open()))
+    assert sorted(int(row["trial"]) for row in rows) == list(range(TRIALS))
+    assert {row["state"] for row in rows} <= {"finished", "stopped early"}
+    for number in range(TRIALS):  # no step of any trial was logged twice: taken over, not made again
+        steps = [json.loads(line)["step"] for line in (folder / f"trials/{number:04d}/metrics.jsonl").read_text().splitlines()]
+        assert steps == sorted(set(steps))
+    assert len({row["loss.pixel_weight"] for row in rows}) == TRIALS  # the workers did not repeat each other's draws
+    values = [float(row["psnr_rgb_u8"]) for row in rows if row["state"] == "finished"]
+    assert values == sorted(values, reverse=True)
+    best = configs.load(folder / "best.py")
+    assert best.loss.pixel_weight == pytest.approx(float(rows[0]["loss.pixel_weight"]))
+    assert (folder / "sweep.png").stat().st_size > 10_000
+
+
+def test_the_winner_is_a_config_that_trains(small_config, tmp_path):
+    path = tmp_path / "best.py"
+    path.write_text(as_python(small_config, "Trial 3."))
+    assert configs.load(path) == small_config
+
+
+def test_a_grid_is_all_its_combinations_and_a_stopped_worker_says_so(small_config, module_pairs, tmp_path, capsys):
+    space = {"loss.edit_weight": sweep.optuna.distributions.CategoricalDistribution([1.0, 2.0, 3.0])}
+    config = edited(small_config, train={"steps": 1})
+    common = sweep.Sweep(config, space, 1, tmp_path / "grid", "grid", "psnr_rgb_u8", 1, None)
+    assert sweep.run(common, PairSource(*module_pairs)) == 0
+    rows = list(csv.DictReader((tmp_path / "grid" / "trials.csv").open()))
+    assert sorted(float(row["loss.edit_weight"]) for row in rows) == [1, 2, 3]
+    with pytest.raises(Refused, match="holds another sweep: metric"):
+        sweep.run(sweep.dataclasses.replace(common, metric="edit_psnr"), PairSource(*module_pairs))
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ("space = {}", "must define"),
+        ("space = 1 / 0", "ZeroDivisionError"),
+        ('from optuna.distributions import *\nspace = {"optim.generator_rl": FloatDistribution(1, 2)}', "did you mean"),
+        ('from optuna.distributions import *\nspace = {"train.batch": IntDistribution(0, 2)}', "train.batch 0"),
+    ],
+)
+def test_a_space_that_cannot_be_searched_is_refused(command, tmp_path, capsys, space, message):
+    (tmp_path / "space.py").write_text(space)
+    assert cli.main(command) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_torn_line_in_the_journal_is_cut_off(tmp_path):
+    journal = tmp_path / "journal.log"
+    journal.write_bytes(b'{"a": 1}\n{"b"')
+    lock = sweep._Lock(journal)
+    lock.acquire()
+    lock.release()
+    assert journal.read_bytes() == b'{"a": 1}\n'
+
+
+def test_a_request_to_stop_may_be_entered_twice():
+    import signal
+
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        with stop:
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        assert stop.exit_code == 75
+    assert signal.getsignal(signal.SIGTERM) is before
