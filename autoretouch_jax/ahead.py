@@ -42,7 +42,12 @@ def compile_for(config: Config, topology: str, cache: Path) -> dict[str, Any]:
         request, result = Path(folder) / "request", Path(folder) / "result.json"
         request.write_bytes(pickle.dumps((config, topology)))
         environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
-        environment |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_STDERR_LOG_LEVEL": "3"}
+        environment |= {
+            "JAX_PLATFORMS": "cpu",
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_STDERR_LOG_LEVEL": "3",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        }
         command = [sys.executable, "-m", "autoretouch_jax.ahead", str(request), str(result)]
         with (Path(folder) / "log").open("w+") as log:
             child = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)

@@ -93,9 +93,12 @@ class Doctor:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure models on pairs, beside doing nothing (the identity row)."""
+    """Measure models on pairs, beside doing nothing (the identity row).
 
-    models: Positional[tuple[Path, ...]]
+    On several hosts: the same command on each of them, see launch/; each measures its share.
+    """
+
+    models: Positional[tuple[str, ...]]
     """Runs, or their model/ folders: a row each."""
     source: Path
     """Folder of images before retouching."""
@@ -117,7 +120,7 @@ class Evaluate:
 class Retouch:
     """Retouch photographs of any size. Colour profile, EXIF and format are kept."""
 
-    model: Positional[Path]
+    model: Positional[str]
     """A run, or its model/ folder."""
     photos: Positional[tuple[Path, ...]]
     """Photos, or folders of photos."""

@@ -90,16 +90,18 @@ def _doctor(argv: Sequence[str]) -> int:
 
 def _evaluate(argv: Sequence[str]) -> int:
     arguments = parse("evaluate", Evaluate, argv)
+    from autoretouch_jax import hosts
     from autoretouch_jax.data.sources import PairSource
     from autoretouch_jax.evaluation import evaluate, lpips
 
     if not arguments.models:
         raise Refused("MODEL is missing: name a run, or its model/ folder")
     pairs = PairSource(arguments.source, arguments.target)
-    metric = None
-    if arguments.lpips != "none":
-        metric = lpips.load(arguments.lpips, arguments.lpips_weights, arguments.lpips_heads)
-    return evaluate.run(arguments.models, pairs, arguments.json, arguments.pictures, metric)
+    with hosts.one_run(configs.ParallelConfig()):
+        metric = None
+        if arguments.lpips != "none":
+            metric = lpips.load(arguments.lpips, arguments.lpips_weights, arguments.lpips_heads)
+        return evaluate.run(arguments.models, pairs, arguments.json, arguments.pictures, metric)
 
 
 def _models(argv: Sequence[str]) -> int:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from autoretouch_jax import files
 from autoretouch_jax.architecture import AutoRetouch, Discriminator, Generator, SeedPatchGAN
 from autoretouch_jax.errors import Refused
 
@@ -78,7 +79,8 @@ class DataConfig:
     source: str | None = None
     target: str | None = None
     records: str | None = None
-    """A folder that `autoretouch data prepare` wrote: the fastest to train from."""
+    """A folder that `autoretouch data prepare` wrote: the fastest to train from. In gs:// or s3:// each shard is copied to the
+    cache when first needed."""
     tfds: str | None = None
     """A TFDS data set's folder that holds `source` and `target`, such as `autoretouch data build` writes."""
     split: str = "train"
@@ -278,24 +280,21 @@ def _with_value(config: Any, groups: list[str], name: str, value: Any) -> Any:
 def resolve(config: Config) -> Config:
     """Make every path absolute, so that the same run can be resumed from any folder."""
 
-    def absolute(path: str) -> str:
-        return str(Path(path).expanduser().resolve())
-
     places: dict[str, Any] = {
         key: getattr(config.data, key) for key in ("root", "source", "target", "records", "tfds", "audit")
     }
-    places = {key: place and absolute(place) for key, place in places.items()}
+    places = {key: place and files.absolute(place) for key, place in places.items()}
     data = dataclasses.replace(config.data, **places)
     loss, train = config.loss, config.train
     if loss.vgg_weights not in ("download", "random"):
-        loss = dataclasses.replace(loss, vgg_weights=absolute(loss.vgg_weights))
-    train = dataclasses.replace(train, start_from=train.start_from and absolute(train.start_from))
+        loss = dataclasses.replace(loss, vgg_weights=files.absolute(loss.vgg_weights))
+    train = dataclasses.replace(train, start_from=train.start_from and files.absolute(train.start_from))
     return dataclasses.replace(config, data=data, loss=loss, train=train)
 
 
 def write_json(config: Config, path: Path) -> None:
     """Write the resolved config, readable and complete."""
-    path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    files.write(path, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
 def refuse_other_run(config: Config, path: Path) -> None:

@@ -18,7 +18,6 @@ import numpy as np
 from autoretouch_jax import files, hosts, parallel
 from autoretouch_jax.config import ParallelConfig
 from autoretouch_jax.errors import Refused
-from autoretouch_jax.models.weights import cache_folder
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
 MEGABYTES = 16  # of the all-reduce that is timed
@@ -108,7 +107,7 @@ def _clocks() -> Iterator[Finding]:
 
 
 def _cache() -> Iterator[Finding]:
-    for name, folder in (("cache", cache_folder()), ("scratch", Path(tempfile.gettempdir()))):
+    for name, folder in (("cache", files.cache_folder()), ("scratch", Path(tempfile.gettempdir()))):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder):
             free = shutil.disk_usage(folder).free / 1e9

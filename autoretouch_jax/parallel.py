@@ -114,6 +114,19 @@ def shard_batch(batch: Any, mesh: Mesh, mode: str) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(NamedSharding(mesh, P(AXIS)), x), batch)
 
 
+def local_devices() -> int:
+    """How many devices this process has."""
+    return jax.local_device_count()
+
+
+def spread(batch: np.ndarray) -> Any:
+    """A batch over as many of this process's devices as it has entries; a single entry stays where JAX puts it."""
+    if len(batch) == 1:
+        return batch
+    mesh = Mesh(np.array(jax.local_devices()[: len(batch)]), (AXIS,))
+    return jax.device_put(batch, NamedSharding(mesh, P(AXIS)))
+
+
 def wrap_step(step: Callable, mesh: Mesh, mode: str, specs: Any = None) -> Callable:
     """Compile `step(state, batch, frozen) -> (state, metrics)` for the mesh; the state's buffers are donated.
 

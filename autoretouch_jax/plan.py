@@ -14,7 +14,7 @@ from autoretouch_jax import config as configs
 from autoretouch_jax.chips import Slice
 from autoretouch_jax.config import Config
 from autoretouch_jax.errors import Refused
-from autoretouch_jax.models.weights import cache_folder
+from autoretouch_jax.files import cache_folder
 from autoretouch_jax.parallel import check_batch
 
 GIB = 2**30

@@ -12,11 +12,13 @@ import itertools
 import json
 import os
 import runpy
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import optuna
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -31,6 +33,7 @@ from autoretouch_jax.models.bundle import load_model
 from autoretouch_jax.stop import EXIT_DONE, EXIT_FAILED, StopRequest
 from autoretouch_jax.training import loop
 
+POLL = 2.0  # seconds
 STARTUP = 4  # trials that are never stopped early, and are drawn at random
 
 
@@ -81,7 +84,7 @@ class _Lock:
 
 
 def run(sweep: Sweep, pairs: PairSource) -> int:
-    """Work until every trial is finished or taken; whoever finishes the last one writes the report. Returns the exit status."""
+    """Work until every trial is finished, then write the report. Returns the exit status."""
     sweep = dataclasses.replace(sweep, config=_checked(sweep))
     sweep.workdir.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -89,18 +92,22 @@ def run(sweep: Sweep, pairs: PairSource) -> int:
         _remember(sweep)
         study = _study(sweep)
     with stop:
-        while (taken := _take(sweep, study)) is not None:
+        while True:
+            taken = _take(sweep, study)
+            if taken is None:
+                if not _others_work(study):
+                    with _held(sweep.workdir / "lock"):
+                        return sweep_report.write(sweep, study)
+                if stop.exit_code is not None:
+                    return stop.exit_code
+                time.sleep(POLL)  # a worker that dies leaves a trial to this one
+                continue
             trial, lock = taken
             with lock:
                 status = _work(sweep, study, trial, pairs, stop)
             if status is not None:
                 print(f"{sweep.workdir}: stopped in trial {trial.number}; the same command goes on with it")
                 return status
-    unfinished = [trial for trial in study.get_trials(deepcopy=False) if not trial.state.is_finished()]
-    if unfinished:
-        print(f"{sweep.workdir}: {len(unfinished)} trial(s) are still with other workers; nothing is left to take")
-        return EXIT_DONE
-    return sweep_report.write(sweep, study)
 
 
 def read_space(path: Path) -> dict[str, Any]:
@@ -173,13 +180,13 @@ def _study(sweep: Sweep) -> optuna.Study:
         backend = JournalFileBackend(str(journal), _Lock(journal))  # type: ignore[arg-type]
         storage = optuna.storages.JournalStorage(backend)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP)
-    study = optuna.create_study(
+    return optuna.create_study(
         storage=storage, study_name=sweep.workdir.name, direction="maximize", pruner=pruner, load_if_exists=True
     )
-    if sweep.search == "grid" and not study.get_trials(deepcopy=False):
-        for values in itertools.product(*(_values(kind) for kind in sweep.space.values())):
-            study.enqueue_trial(dict(zip(sweep.space, values, strict=True)))
-    return study
+
+
+def _others_work(study: optuna.Study) -> bool:
+    return any(trial.state == TrialState.RUNNING for trial in study.get_trials(deepcopy=False))
 
 
 def _take(sweep: Sweep, study: optuna.Study) -> tuple[Trial, Any] | None:
@@ -188,11 +195,17 @@ def _take(sweep: Sweep, study: optuna.Study) -> tuple[Trial, Any] | None:
         trials = study.get_trials(deepcopy=False)
         for left in trials:
             if left.state == TrialState.RUNNING and (lock := _try(sweep.folder(left.number) / "lock")) is not None:
-                return Trial(study, left._trial_id), lock
-        waiting = any(trial.state == TrialState.WAITING for trial in trials)
-        if not waiting and (len(trials) >= sweep.trials or sweep.search == "grid"):
+                if _frozen(study, left.number).state == TrialState.RUNNING:  # not finished between the two looks
+                    return Trial(study, left._trial_id), lock
+                lock.close()
+        number, grid = len(trials), _grid(sweep)
+        waiting = any(trial.state == TrialState.WAITING for trial in trials)  # put in line by a worker that died
+        if not waiting and number >= (len(grid) or sweep.trials):
             return None
-        seed = sweep.config.train.seed + len(trials)  # a worker that drew by a seed of its own would repeat the others' draws
+        if grid and not waiting:
+            study.enqueue_trial(grid[number])
+        # Of the sweep and the trial alone: workers with seeds of their own would repeat each other's draws.
+        seed = int(np.random.SeedSequence([sweep.config.train.seed, number]).generate_state(1)[0])
         random = sweep.search == "random"
         samplers = optuna.samplers
         study.sampler = samplers.RandomSampler(seed) if random else samplers.TPESampler(n_startup_trials=STARTUP, seed=seed)
@@ -202,9 +215,18 @@ def _take(sweep: Sweep, study: optuna.Study) -> tuple[Trial, Any] | None:
         return trial, lock
 
 
+def _grid(sweep: Sweep) -> list[dict[str, Any]]:
+    """Every combination, for `search="grid"`; otherwise nothing."""
+    if sweep.search != "grid":
+        return []
+    combinations = itertools.product(*(_values(kind) for kind in sweep.space.values()))
+    return [dict(zip(sweep.space, values, strict=True)) for values in combinations]
+
+
 def _work(sweep: Sweep, study: optuna.Study, trial: Trial, pairs: PairSource, stop: StopRequest) -> int | None:
     """Train a trial from stop to stop, measuring and perhaps giving up at each; an exit status when this worker was stopped."""
-    folder, known = sweep.folder(trial.number), _frozen(study, trial).intermediate_values
+    folder, before = sweep.folder(trial.number), _frozen(study, trial.number)
+    known, kept = before.intermediate_values, before.user_attrs.get("kept", 0)
     values = {key: _suggested(trial, key, kind) for key, kind in sweep.space.items()}
     config = configs.with_values(sweep.config, values)
     shown = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()]
@@ -228,10 +250,12 @@ def _work(sweep: Sweep, study: optuna.Study, trial: Trial, pairs: PairSource, st
             trial.report(score, until)
             known = known | {until: score}
             print(f"trial {trial.number}: {sweep.metric} {score:.4f} after {until} of {config.train.steps} steps")
-        if until < sweep.stops[-1] and trial.should_prune():
-            study.tell(trial, state=TrialState.PRUNED)
-            print(f"trial {trial.number}: stopped early, below the median")
-            return None
+        if kept < until < sweep.stops[-1]:
+            if trial.should_prune():
+                study.tell(trial, state=TrialState.PRUNED)
+                print(f"trial {trial.number}: stopped early, below the median")
+                return None
+            trial.set_user_attr("kept", until)  # asked again after a crash, with more peers, the answer might be another
     study.tell(trial, known[sweep.stops[-1]])
     return None
 
@@ -250,8 +274,8 @@ def _failed(study: optuna.Study, trial: Trial, reason: str) -> None:
     study.tell(trial, state=TrialState.FAIL)
 
 
-def _frozen(study: optuna.Study, trial: Trial) -> FrozenTrial:
-    return next(one for one in study.get_trials(deepcopy=False) if one.number == trial.number)
+def _frozen(study: optuna.Study, number: int) -> FrozenTrial:
+    return next(trial for trial in study.get_trials(deepcopy=False) if trial.number == number)
 
 
 @contextlib.contextmanager

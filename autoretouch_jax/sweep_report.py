@@ -19,7 +19,7 @@ from autoretouch_jax.config import Config
 
 def write(sweep: Any, study: Any) -> int:
     """Print the table; write `trials.csv`, `sweep.png` and `best.py`. Returns the exit status: 1 when no trial was finished."""
-    trials = sorted(study.get_trials(deepcopy=False), key=lambda trial: -_score(trial))
+    trials = sorted(study.get_trials(deepcopy=False), key=_score, reverse=True)
     rows = [_row(sweep, trial) for trial in trials]
     with (sweep.workdir / "trials.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
@@ -51,11 +51,10 @@ def as_python(config: Config, described: str) -> str:
     return f'"""{described}"""\n\n{imports}\n\nconfig = Config(\n' + "\n".join(wrapped) + "\n)\n"
 
 
-def _score(trial: Any) -> float:
+def _score(trial: Any) -> tuple[bool, float, float]:
     """Finished trials first, by value; then by how far they came."""
-    if trial.state == TrialState.COMPLETE:
-        return 1e12 + trial.value
-    return float(max(trial.intermediate_values, default=-1))
+    done, last = trial.state == TrialState.COMPLETE, max(trial.intermediate_values, default=-1)
+    return done, 0.0 if done else last, trial.intermediate_values.get(last, float("-inf"))
 
 
 def _row(sweep: Any, trial: Any) -> dict[str, Any]:

@@ -28,6 +28,14 @@ sys.exit(loop.run(pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2]
 """
 
 
+EVALUATE = """
+import pickle, sys
+from pathlib import Path
+from autoretouch_jax import cli
+sys.exit(cli.main(pickle.loads(Path(sys.argv[1]).read_bytes())))
+"""
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -35,12 +43,12 @@ def free_port() -> int:
 
 
 class Run:
-    """A run of several processes on this machine, each with its share of eight fake devices."""
+    """Several processes on this machine, each with its share of eight fake devices."""
 
-    def __init__(self, config, workdir: Path, processes: int = 2):
+    def __init__(self, given, workdir: Path, processes: int = 2, program: str = RUN):
         workdir.parent.mkdir(parents=True, exist_ok=True)
         self.stored = workdir.parent / f"{workdir.name}.pickle"
-        self.stored.write_bytes(pickle.dumps(config))
+        self.stored.write_bytes(pickle.dumps(given))
         address, self.members = f"127.0.0.1:{free_port()}", []
         for number in range(processes):
             environment = os.environ | {
@@ -49,7 +57,7 @@ class Run:
                 "JAX_NUM_PROCESSES": str(processes),
                 "JAX_PROCESS_ID": str(number),
             }
-            command = [sys.executable, "-c", RUN, str(self.stored), str(workdir)]
+            command = [sys.executable, "-c", program, str(self.stored), str(workdir)]
             self.members.append(
                 subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             )
@@ -110,6 +118,20 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step_and_one_process_goes
     assert loop.run(edited(long, train={"steps": last + 2}), whole) == 0
     # A line holds the step before its own, except where a run has only just begun.
     assert losses(tmp_path / "run")[-1] == pytest.approx(losses(whole)[-1], rel=1e-5)
+
+
+def test_two_processes_measure_what_one_does(spread_config, module_pairs, tmp_path):
+    assert loop.run(edited(spread_config, train={"steps": 1}), tmp_path / "run") == 0
+    words = ["evaluate", str(tmp_path / "run"), "--source", str(module_pairs[0]), "--target", str(module_pairs[1])]
+    results = []
+    for processes in (1, 2):
+        path = tmp_path / f"{processes}.json"
+        ends = Run([*words, "--json", str(path)], tmp_path / f"evaluated{processes}", processes, program=EVALUATE).end()
+        assert [status for status, _, _ in ends] == [0] * processes, ends
+        assert [("identity" in said) for _, said, _ in ends] == [True, False][:processes]
+        results.append(json.loads(path.read_text()))
+    assert results[0] == results[1]
+    assert results[0]["n"] == 4
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from autoretouch_jax import files
 from autoretouch_jax.data import tiles
 from autoretouch_jax.data.crops import CELL, Box, edit_map
 from autoretouch_jax.errors import BadInput, Refused
@@ -120,6 +121,7 @@ class RecordSource:
         index = read_index(root)
         self.license: str | None = index["license"]
         self.shards: list[str] = [shard["file"] for shard in index["shards"]]
+        self._digests: list[str] = [shard["sha256"] for shard in index["shards"]]
         self.entries = [Entry(*fields) for fields in index["examples"]]
         self.names = [entry.name for entry in self.entries]
         missing = [name for name in self.shards if not (root / name).is_file()]
@@ -142,8 +144,10 @@ class RecordSource:
             with self._lock:
                 reader = self._readers.get(entry.shard)
                 if reader is None:
-                    path = str(self.root / self.shards[entry.shard])
-                    reader = self._readers[entry.shard] = ArrayRecordReader(path, READER_OPTIONS)
+                    path = self.root / self.shards[entry.shard]
+                    if files.is_remote(path):  # the reader cannot open them, and for s3:// does not say so
+                        path = files.cached(path, self._digests[entry.shard])
+                    reader = self._readers[entry.shard] = ArrayRecordReader(str(path), READER_OPTIONS)
             return reader.read([entry.first + offset for offset in offsets])
         except (RuntimeError, ValueError, IndexError, OSError) as error:
             raise BadInput(self.damaged(entry, error)) from error

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from autoretouch_jax import files
 from autoretouch_jax.config import DataConfig
 from autoretouch_jax.data.crops import Box, edit_map
 from autoretouch_jax.data.images import Header, list_images, read_header, read_rgb
@@ -209,7 +210,7 @@ def _open(config: DataConfig) -> Source:
     if config.records:
         from autoretouch_jax.data.records import RecordSource
 
-        return RecordSource(Path(config.records))
+        return RecordSource(files.place(config.records))
     if config.tfds:
         from autoretouch_jax.data.builders import TfdsSource
 

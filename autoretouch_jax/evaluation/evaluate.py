@@ -1,5 +1,6 @@
 """`autoretouch evaluate`: models on pairs of files, beside doing nothing."""
 
+import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,12 +10,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from autoretouch_jax import files, hosts
 from autoretouch_jax.data.sources import Source, some, whole
 from autoretouch_jax.errors import BadInput, Refused
 from autoretouch_jax.evaluation import metrics, report
 from autoretouch_jax.evaluation.lpips import Metric
 from autoretouch_jax.models.bundle import Model, finish, load_model, raw_output
 
+TIMEOUT = 3600.0  # seconds that a process may need longer than another for its share
+_rounds = itertools.count()
 PROTOCOL = (
     "8-bit RGB at full resolution, as a user would see it; edit: pixels where any channel of source and target differs by "
     ">= 1/255; per image, then plain means; undefined values are null, left out of the mean and counted"
@@ -29,7 +33,8 @@ def evaluate(
     Of several models, `model` is the first; `models` then has the means of each under its name, here and for each image.
     """
     images, faults = [], []
-    for index in tqdm(range(len(pairs)), desc="evaluating", unit="image", dynamic_ncols=True, disable=None):
+    mine, quiet = range(hosts.number(), len(pairs), hosts.count()), None if hosts.is_first() else True
+    for index in tqdm(mine, desc="evaluating", unit="image", dynamic_ncols=True, disable=quiet):
         try:
             pair = whole(pairs[index])
         except BadInput as error:
@@ -47,12 +52,20 @@ def evaluate(
         identity = metrics.compare(source, target, source) | _lpips(lpips, source, target)
         image = {"name": pairs.names[index], "identity": identity, "model": next(iter(rows.values()))}
         images.append(image | ({"models": rows} if len(models) > 1 else {}))
+    images, faults = _of_all(images), _of_all(faults)
     if not images:
         raise BadInput(f"no pair could be read: {some(faults)}")
     means: dict[str, Any] = {row: metrics.mean([image[row] for image in images]) for row in ("identity", "model")}
     if len(models) > 1:
         means["models"] = {name: metrics.mean([image["models"][name] for image in images]) for name in models}
     return {"n": len(images), "protocol": PROTOCOL, **means, "images": images}, faults
+
+
+def _of_all(found: list[Any]) -> list[Any]:
+    """What the processes of a run have found, each in its share of the pairs, in the order of the pairs."""
+    shares = [json.loads(text) for text in hosts.gather(f"evaluated/{next(_rounds)}", json.dumps(found), TIMEOUT)]
+    longest = max(len(share) for share in shares)
+    return [share[i] for i in range(longest) for share in shares if i < len(share)]
 
 
 def _measure(model: Model, source: np.ndarray, target: np.ndarray, lpips: Metric | None) -> tuple[metrics.Values, np.ndarray]:
@@ -67,11 +80,15 @@ def _lpips(lpips: Metric | None, a: np.ndarray, b: np.ndarray) -> metrics.Values
     return {"lpips": lpips(a, b)} if lpips else {}
 
 
-def run(models: Sequence[Path], pairs: Source, json_path: Path | None, pictures: Path | None, lpips: Metric | None) -> int:
+def run(
+    models: Sequence[str | Path], pairs: Source, json_path: Path | None, pictures: Path | None, lpips: Metric | None
+) -> int:
     """Check everything, evaluate, print the table, write the JSON. Returns the exit status."""
     if json_path and json_path.is_dir():
         raise Refused(f"--json {json_path}: is a folder; give a file name")
     result, faults = evaluate(_named(models), pairs, pictures, lpips)
+    if not hosts.is_first():
+        return 1 if faults else 0
     print(report.table(result))
     if json_path:
         write_result(json_path, result)
@@ -80,11 +97,11 @@ def run(models: Sequence[Path], pairs: Source, json_path: Path | None, pictures:
     return 1 if faults else 0
 
 
-def _named(folders: Sequence[Path]) -> dict[str, Model]:
+def _named(folders: Sequence[str | Path]) -> dict[str, Model]:
     """Each model under its run's name, with a number where two runs have the same."""
     models: dict[str, Model] = {}
     for folder in folders:
-        home = folder.resolve()
+        home = Path(files.absolute(str(folder)))  # for its name alone
         name = base = (home.parent if home.name == "model" else home).name
         number = 2
         while name in models:

@@ -1,10 +1,13 @@
 """Numbers as a table, images as a picture."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from autoretouch_jax import files
 
 AMPLIFY = 8  # the difference panel: 128 + 8 · (output − source)
 COLUMNS = {
@@ -43,6 +46,6 @@ def comparison(source: np.ndarray, output: np.ndarray, target: np.ndarray) -> np
 
 def save_picture(path: Path, image: np.ndarray) -> None:
     """Write a PNG that appears whole or not at all."""
-    part = path.with_suffix(path.suffix + ".part")
-    Image.fromarray(image).save(part, format="PNG")
-    part.replace(path)
+    written = io.BytesIO()
+    Image.fromarray(image).save(written, format="PNG")
+    files.write(path, written.getvalue())

@@ -12,7 +12,7 @@ from autoretouch_jax.inference.photo import read_photo, write_photo
 from autoretouch_jax.models.bundle import load_model, retouch_array
 
 
-def run(model: Path, photos: Sequence[Path], out: Path, strength: float) -> int:
+def run(model: str | Path, photos: Sequence[Path], out: Path, strength: float) -> int:
     """Retouch every photo into `out` under its own name. Returns 0, or 1 when some could not be done (each is named)."""
     if not 0 <= strength <= 1:
         raise Refused(f"--strength {strength}: must be between 0 (the photo as it is) and 1 (all of the model's retouch)")

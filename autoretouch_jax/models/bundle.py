@@ -6,7 +6,7 @@ Also the one way a generator is applied to a whole image; evaluation, sampling a
 import dataclasses
 import functools
 import json
-import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save
 
-from autoretouch_jax import architecture
+from autoretouch_jax import architecture, files, parallel
 from autoretouch_jax.architecture import AutoRetouch, Generator, Retouch, generator_from_json
 from autoretouch_jax.errors import Refused
 from autoretouch_jax.models import build
@@ -43,8 +43,7 @@ def save_model(folder: Path, config: Generator, params: Any, stats: Any, step: i
     folder.mkdir(parents=True, exist_ok=True)
     tree = {"params": jax.device_get(params), **({"batch_stats": jax.device_get(stats)} if stats else {})}
     arrays = {name: np.ascontiguousarray(value) for name, value in flax.traverse_util.flatten_dict(tree, sep="/").items()}
-    save_file(arrays, folder / "model.safetensors.part", metadata={"step": str(step)})
-    os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
+    files.write(folder / "model.safetensors", save(arrays, metadata={"step": str(step)}))
     description = {
         "format": FORMAT,
         "generator": dataclasses.asdict(config),
@@ -54,13 +53,12 @@ def save_model(folder: Path, config: Generator, params: Any, stats: Any, step: i
         "output": "the same; clip to [-1, 1], (x + 1) * 127.5, round to uint8; then keep the input's pixel where the mask's "
         "probability is below generator.gate, or no channel changed by more than generator.dead_zone, where it has them",
     }
-    (folder / "model.json.part").write_text(json.dumps(description, indent=2) + "\n")
-    os.replace(folder / "model.json.part", folder / "model.json")
+    files.write(folder / "model.json", json.dumps(description, indent=2) + "\n")
 
 
-def load_model(folder: str | Path) -> Model:
+def load_model(folder: Any) -> Model:
     """The model of a run folder or of a `model/` folder. Raises Refused, naming the file, for anything else."""
-    folder = Path(folder)
+    folder = files.place(folder)
     home = folder / "model" if (folder / "model" / "model.json").is_file() else folder
     path = home / "model.json"
     if not path.is_file():
@@ -73,7 +71,7 @@ def load_model(folder: str | Path) -> Model:
         if description["format"] != FORMAT:
             raise Refused(f"{path}: format {description['format']}; this version reads format {FORMAT}")
         config = generator_from_json(description["generator"])
-        flat = load_file(home / description["weights"])
+        flat = load((home / description["weights"]).read_bytes())
     except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         raise Refused(f"{path}: broken model ({type(error).__name__}: {error}); copy the folder again") from error
     variables = flax.traverse_util.unflatten_dict(flat, sep="/")
@@ -124,18 +122,28 @@ def raw_output(model: Model, image: np.ndarray, tile: int = TILE) -> tuple[np.nd
         core_height = core_width = min(tile, -(-max(height, width) // TILE_STEP) * TILE_STEP)
     rows, columns = -(-height // core_height), -(-width // core_width)
     padded = _mirror(image, halo, halo + rows * core_height - height, halo + columns * core_width - width)
+    corners = [(top, left) for top in range(0, height, core_height) for left in range(0, width, core_width)]
+    windows = [padded[top : top + core_height + 2 * halo, left : left + core_width + 2 * halo] for top, left in corners]
     out, need = np.empty_like(image), None
-    for top in range(0, height, core_height):
-        for left in range(0, width, core_width):
-            window = padded[top : top + core_height + 2 * halo, left : left + core_width + 2 * halo]
-            inside = np.s_[halo : halo + min(core_height, height - top), halo : halo + min(core_width, width - left)]
-            place = np.s_[top : top + core_height, left : left + core_width]
-            patch, patch_need = _apply(model.config, model.variables, window[None])
-            out[place] = np.asarray(patch)[0][inside]
-            if patch_need is not None:
-                need = np.empty((height, width), np.float32) if need is None else need
-                need[place] = np.asarray(patch_need)[0][inside]
+    for (top, left), (patch, patch_need) in zip(corners, _on_all_devices(model, windows), strict=True):
+        inside = np.s_[halo : halo + min(core_height, height - top), halo : halo + min(core_width, width - left)]
+        place = np.s_[top : top + core_height, left : left + core_width]
+        out[place] = patch[inside]
+        if patch_need is not None:
+            need = np.empty((height, width), np.float32) if need is None else need
+            need[place] = patch_need[inside]
     return out, need
+
+
+def _on_all_devices(model: Model, windows: list[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """The network's output for each window, a round over this process's devices at a time, the last filled up."""
+    at_once = min(len(windows), parallel.local_devices())
+    for first in range(0, len(windows), at_once):
+        group = windows[first : first + at_once]
+        filled = np.stack(group + [group[-1]] * (at_once - len(group)))
+        patches, needs = _apply(model.config, model.variables, parallel.spread(filled))
+        for i in range(len(group)):
+            yield np.asarray(patches[i]), None if needs is None else np.asarray(needs[i])
 
 
 def finish(

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from autoretouch_jax.errors import Refused
+from autoretouch_jax.files import cache_folder
 from autoretouch_jax.models import torchfile, vgg
 
 # torchvision names a file after the first eight hexadecimal digits of its SHA-256.
@@ -26,12 +27,6 @@ PUBLISHED = {
     "alex": ("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "7be5be79"),
     "squeeze": ("https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth", "b8a52dc0"),
 }
-
-
-def cache_folder() -> Path:
-    """`$AUTORETOUCH_CACHE`, or `autoretouch` in the user's cache directory."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("AUTORETOUCH_CACHE") or Path(base) / "autoretouch")
 
 
 def download(url: str, sha256: str, folder: Path | None = None, prefix: str = "") -> Path:

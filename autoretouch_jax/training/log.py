@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from autoretouch_jax import files
+
 
 class MetricsLog:
     """Appends one JSON object per logged step. On resume, lines of steps that will be made again are dropped.
@@ -13,15 +15,19 @@ class MetricsLog:
 
     def __init__(self, path: Path, resume_step: int, silent: bool = False):
         self.path, self.silent = path, silent
-        if path.exists() and not silent:
+        self._lines: list[str] = []  # of an object store's file, which cannot be appended to
+        if not silent and path.exists():
             kept = [line for line in path.read_text().splitlines() if _step(line) <= resume_step]
-            part = path.with_suffix(".part")
-            part.write_text("".join(line + "\n" for line in kept))
-            part.replace(path)
+            files.write(path, "".join(line + "\n" for line in kept))
+            self._lines = kept if files.is_remote(path) else []
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record and flush it."""
         if self.silent:
+            return
+        if files.is_remote(self.path):
+            self._lines.append(json.dumps(record))
+            files.write(self.path, "\n".join(self._lines) + "\n")
             return
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")

@@ -17,7 +17,7 @@ from autoretouch_jax import files, hosts, parallel, rules
 from autoretouch_jax.config import Config
 from autoretouch_jax.data import pipeline
 from autoretouch_jax.data.sources import open_source
-from autoretouch_jax.errors import BadInput, Refused
+from autoretouch_jax.errors import BadInput
 from autoretouch_jax.evaluation import report
 from autoretouch_jax.models.bundle import Model, load_model, retouch_array, save_model
 from autoretouch_jax.stop import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, StopRequest
@@ -81,19 +81,19 @@ def run(config: Config, workdir: Any, stop: StopRequest | None = None, until: in
     rules.validate(config)
     with stop or StopRequest() as stop, hosts.one_run(config.parallel), hosts.Watch(config.parallel.timeout) as watch:
         stored = workdir / "config.json"
-        if stored.is_file():
-            configs.refuse_other_run(config, stored)
+        with files.reachable(f"--workdir {workdir}"):
+            files.check_bucket(workdir)
+            if stored.is_file():
+                configs.refuse_other_run(config, stored)
         # A resumed run takes everything from its checkpoint; `train.start_from` may have moved meanwhile.
         resumed = has_checkpoint(workdir / "checkpoints") and (workdir / "model" / "model.json").is_file()
         trainer = Trainer(config, workdir if resumed else None)
         config = trainer.config
         hosts.barrier("everything is checked", hosts.LONGEST_STEP)
         if hosts.is_first():
-            try:
+            with files.reachable(f"--workdir {workdir}"):
                 (workdir / "samples").mkdir(parents=True, exist_ok=True)
                 configs.write_json(config, stored)
-            except OSError as error:
-                raise Refused(f"--workdir {workdir}: cannot be written ({error}); choose another") from error
         hosts.barrier("the work directory is there", config.parallel.timeout)
         with Checkpoints(workdir / "checkpoints") as checkpoints:
             return _train(trainer, workdir, checkpoints, stop, watch, min(until or config.train.steps, config.train.steps))
