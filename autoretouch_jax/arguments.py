@@ -27,7 +27,7 @@ class Train:
     """Where config.json, metrics.jsonl, checkpoints/, samples/ and model/ go: a folder, gs://BUCKET/PATH or s3://BUCKET/PATH."""
     max_time: str | None = None
     """Stop after this long, with a checkpoint and status 75: 11h50m, 90m, 45s."""
-    run: Annotated[configs.Config, tyro.conf.arg(name="")] = field(default_factory=configs.Config)
+    run: Annotated[configs.Config, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff] = field(default_factory=configs.Config)
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Plan:
     """A Python file that defines `config`; its keys are flags here too."""
     topology: str = "v5e:2x2"
     """KIND:SIDExSIDE for TPUs (v4, v5e, v5p, v6e), KIND:NUMBER for GPUs (a100-80, h100, h200, l4, rtx4090 …)."""
-    fit: bool = False
+    fit: tyro.conf.FlagCreatePairsOff[bool] = False
     """Search images per device, crop and remat for the fastest that fits."""
     json: Path | None = None
     """Also write the numbers to this file."""
-    run: Annotated[configs.Config, tyro.conf.arg(name="")] = field(default_factory=configs.Config)
+    run: Annotated[configs.Config, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff] = field(default_factory=configs.Config)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Sweep:
     """How often a trial is measured, at 1/4, 1/2 and all of its steps for 3; what is below the median is stopped."""
     storage: str | None = None
     """A database for the trials' values (postgresql://…) instead of a journal in the work directory."""
-    run: Annotated[configs.Config, tyro.conf.arg(name="")] = field(default_factory=configs.Config)
+    run: Annotated[configs.Config, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff] = field(default_factory=configs.Config)
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ class Audit:
     """The page."""
     json: Path | None = Path("audit.json")
     """Every pair's weight, reasons and measures; `--data.audit` takes it."""
-    labels: bool = True
+    labels: tyro.conf.FlagConversionOff[bool] = True
     """Also look for spots left in a target that look like spots removed elsewhere; the longest part."""
     workers: int = 0
     """Processes; 0: one for each core."""

@@ -107,5 +107,5 @@ def roofline(chip: Chip, precision: str, flops: float, accessed: float, reduced:
     rate = chip.links if chips <= chip.per_host else min(chip.links, chip.network)
     sent = 2 * (chips - 1) / chips * reduced / rate
     peak = chip.bfloat16 if precision == "bfloat16" else chip.float32
-    hops = collectives * 2 * (chips - 1) * HOP if chips <= 64 else collectives * 4 * chips**0.5 * HOP
+    hops = collectives * min(2 * (chips - 1), 4 * chips**0.5) * HOP  # round a ring, or along both sides of a torus
     return Time(flops / peak, accessed / chip.bandwidth, sent + hops)

@@ -215,7 +215,7 @@ def parse(verb: str, arguments: type[T], argv: Sequence[str], default: Any = tyr
                 prog=f"autoretouch {verb}",
                 args=list(argv),
                 default=default,
-                config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
+                config=(tyro.conf.AvoidSubcommands,),
             )
     except SystemExit as stop:
         if not stop.code:

@@ -19,11 +19,13 @@ from autoretouch_jax.config import ParallelConfig
 from autoretouch_jax.errors import Refused
 from autoretouch_jax.stop import StopRequest, seconds
 from autoretouch_jax.training import loop
+from autoretouch_jax.training.checkpoint import Checkpoints
 
 RUN = """
 import pickle, sys
 from pathlib import Path
 from autoretouch_jax.training import loop
+from autoretouch_jax.training.checkpoint import Checkpoints
 sys.exit(loop.run(pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2])))
 """
 
@@ -132,6 +134,24 @@ def test_two_processes_measure_what_one_does(spread_config, module_pairs, tmp_pa
         results.append(json.loads(path.read_text()))
     assert results[0] == results[1]
     assert results[0]["n"] == 4
+
+
+def test_what_eight_devices_saved_goes_on_on_four_two_and_one(spread_config, tmp_path):
+    """The same next batch and the same loss, to rounding."""
+    saved = edited(spread_config, train={"steps": 3})
+    assert loop.run(saved, tmp_path / "eight") == 0
+    found = []
+    for devices in (8, 4, 2, 1):
+        trainer = loop.Trainer(edited(saved, train={"steps": 4}, parallel={"devices": devices}))
+        with Checkpoints(tmp_path / "eight" / "checkpoints") as checkpoints:
+            state, _ = checkpoints.restore(3, trainer.init(), trainer.shardings)
+        batch = next(trainer.batches(3))
+        _, metrics = trainer.step(state, trainer.put(batch), trainer.frozen)
+        found.append((batch, float(metrics["loss/generator"])))
+    for batch, loss in found[1:]:
+        for name, values in batch.items():
+            np.testing.assert_array_equal(values, found[0][0][name])
+        assert loss == pytest.approx(found[0][1], rel=1e-5)
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 RANK = {"errors": -1, "stop": 0, "files": 0, "architecture": 0, "config": 1, "rules": 2, "parallel": 2, "hosts": 2,
         "models": 3, "data": 3, "evaluation": 4, "training": 5, "inference": 5, "chips": 5, "demo": 6, "catalogue": 6,
         "bench": 6, "ahead": 6, "arithmetic": 6, "doctor": 6, "sweep_report": 6, "plan": 7, "sweep": 7, "arguments": 7,
-        "cli": 8, "__init__": 8}  # fmt: skip
+        "cli": 8, "start": 9, "__init__": 8}  # fmt: skip
 ALONE = {"etils": "files.py", "orbax": "training/checkpoint.py", "grain": "data/pipeline.py", "zstandard": "data/tiles.py",
          "tensorflow_datasets": "data/builders.py"}  # fmt: skip
 LONGEST_FUNCTION, LONGEST_LOOP, LONGEST_FILE = 40, 200, 400

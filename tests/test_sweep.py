@@ -110,6 +110,14 @@ def test_a_torn_line_in_the_journal_is_cut_off(tmp_path):
     assert journal.read_bytes() == b'{"a": 1}\n'
 
 
+@pytest.mark.parametrize("pause", [0.15, 0.6])
+def test_a_command_that_is_stopped_before_it_has_begun_says_so(command, pause, tmp_path):
+    started = subprocess.Popen([sys.executable, "-m", "autoretouch_jax.start", *command], stdout=subprocess.DEVNULL)
+    time.sleep(pause)
+    started.terminate()
+    assert started.wait(60) == 75
+
+
 def test_a_request_to_stop_may_be_entered_twice():
     import signal
 

@@ -1,0 +1,149 @@
+"""Plans: XLA's figures where it can be asked, arithmetic that comes close where not; what does not fit is a result."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+
+import jax
+import pytest
+from conftest import edited
+
+from autoretouch_jax import ahead, arithmetic, chips, cli, parallel, plan
+from autoretouch_jax import config as configs
+from autoretouch_jax.errors import Refused
+from autoretouch_jax.training.program import lowered_step
+from autoretouch_jax.training.state import make_networks
+
+GIB = 2**30
+has_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra plan")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTORETOUCH_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "hosts"), [("v5e:2x2", 4, 1), ("v5e:16x16", 256, 64), ("v4:2x2x4", 16, 4), ("h100:24", 24, 3)]
+)
+def test_slices(text, count, hosts):
+    machine = chips.read_slice(text)
+    assert (machine.count, machine.hosts) == (count, hosts)
+
+
+@pytest.mark.parametrize("text", ["v5e", "v5e:8", "h100:2x", "tpu:2x2", "h100:0", ""])
+def test_what_is_no_slice_is_refused(text):
+    with pytest.raises(Refused, match="--topology"):
+        chips.read_slice(text)
+
+
+def test_the_roofline_is_the_slower_clock_and_then_the_network():
+    chip = chips.CHIPS["v5e"]
+    alone = chips.roofline(chip, "bfloat16", flops=197e12, accessed=0.5 * 819e9, reduced=0, collectives=0, chips=1)
+    assert (alone.compute, alone.memory, alone.communication, alone.step) == (1, 0.5, 0, 1)
+    four = chips.roofline(chip, "bfloat16", 197e12, 819e9, reduced=100e9, collectives=0, chips=4)
+    assert four.communication == pytest.approx(2 * 3 / 4)
+    assert four.step == pytest.approx(1 + 1.5)
+
+
+def test_arithmetic_counts_the_flops_that_xla_counts(small_config):
+    config = edited(small_config, generator={"width": 16, "blocks": 3}, train={"batch": 2})
+    networks, frozen = make_networks(config)
+    mesh = parallel.make_mesh(config.parallel, 2)
+    xla = lowered_step(config, networks, frozen, mesh).compile().cost_analysis()["flops"]
+    assert arithmetic.estimate(config, 1)["flops"] == pytest.approx(xla, rel=0.15)
+
+
+def test_arithmetic_grows_with_the_batch_and_shrinks_with_what_is_computed_again(small_config):
+    big = edited(small_config, generator={"width": 16, "blocks": 8}, data={"crop": 128})
+
+    def peak(**groups) -> int:
+        return arithmetic.estimate(edited(big, **groups), 1)["memory"]["peak"]
+
+    assert 1.8 < peak(train={"batch": 8}) / peak(train={"batch": 4}) < 2.2
+    assert peak(parallel={"remat": "full"}) < 0.8 * peak()
+    assert peak(parallel={"accumulate": 4}) < 0.5 * peak()
+    assert peak(train={"precision": "bfloat16"}) < 0.8 * peak()
+
+
+def test_gpus_are_planned_by_arithmetic_and_it_says_so(capsys, tmp_path):
+    path = tmp_path / "plan.json"
+    assert cli.main(["plan", "configs/retouch.py", "--topology", "h100:16", "--train.batch", "32", "--json", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "2 host(s)" in said
+    assert "arithmetic on the traced step" in said
+    result = json.loads(path.read_text())
+    assert [row["chips"] for row in result["scaling"]] == [1, 8, 16]
+    assert result["scaling"][2]["efficiency"] < result["scaling"][1]["efficiency"] < 1
+
+
+def test_what_does_not_fit_is_a_result_with_advice(capsys):
+    command = "plan configs/autoretouch.py --topology rtx4090:4 --data.crop 1024 --train.batch 64"
+    assert cli.main(command.split()) == 1
+    said = capsys.readouterr().out
+    assert "DOES NOT FIT: needs" in said
+    assert "--parallel.remat full" in said
+
+
+def test_fit_finds_the_fastest_that_fits(capsys):
+    assert cli.main(["plan", "configs/autoretouch.py", "--topology", "rtx4090:2", "--fit"]) == 0
+    said = capsys.readouterr().out
+    rows = [line.split() for line in said.splitlines()[1:] if line[:1].isdigit() or (line.startswith(" ") and "e+" in line[:9])]
+    assert float(rows[0][0]) == max(float(row[0]) for row in rows)
+    assert "DOES NOT FIT" not in said
+
+
+def test_libtpu_is_offered_by_name_when_it_is_missing(monkeypatch, capsys):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "libtpu" else real(name, *rest))
+    assert cli.main(["plan", "configs/retouch.py"]) == 2
+    assert "pip install 'autoretouch-jax[plan]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), [("--train.batch 6", "--train.batch 6 does not divide over 4"), ("--topology v9:2x2", "v9:2x2")]
+)
+def test_a_plan_that_makes_no_sense_is_refused(words, message, capsys):
+    assert cli.main(["plan", "configs/retouch.py", *words.split()]) == 2
+    assert message in capsys.readouterr().err
+
+
+@has_libtpu
+def test_the_real_step_is_compiled_for_a_slice_that_is_not_here_and_kept(small_config, tmp_path, monkeypatch):
+    config = plan.plannable(dataclasses.replace(small_config, data=configs.DataConfig(crop=32)))
+    machine = chips.read_slice("v5e:2x2")
+    first = plan.analyse(config, machine)
+    assert first["fits"]
+    assert not first["cached"]
+    assert first["collectives"]["all-reduce"]["count"] == 2
+    assert first["memory"]["peak"] > 0
+    assert first["flops"] > 0
+    monkeypatch.setattr(sys, "executable", "/nonexistent")  # nothing is started a second time
+    again = plan.analyse(config, machine)
+    assert again.pop("cached")
+    assert again == {key: value for key, value in first.items() if key != "cached"}
+    assert "on v5e:2x2: 4 chip(s), 1 host(s)" in plan.report(config, machine, first | {"cached": False})
+
+
+@has_libtpu
+def test_a_slice_that_libtpu_does_not_know_is_refused(small_config):
+    config = plan.plannable(edited(small_config, train={"batch": 6}))
+    with pytest.raises(Refused, match="v5e:2x3: could not be compiled for"):
+        plan.analyse(config, chips.read_slice("v5e:2x3"))
+
+
+def test_the_step_that_needs_too_much_is_told_from_the_compilers_words(small_config, monkeypatch):
+    class Lowered:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(
+                "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (15.89G) exceeds available HBM (15.75G)."
+            )
+
+    monkeypatch.setattr("autoretouch_jax.training.program.lowered_step", lambda *_: Lowered())
+    monkeypatch.setattr(parallel, "mesh_of_slice", lambda _: None)
+    found = ahead._analysis(small_config, "v5e:2x2")
+    assert not found["fits"]
+    assert (found["need"] / GIB, found["limit"] / GIB) == pytest.approx((15.89, 15.75))
+    found |= {"batch_per_device": 1, "cached": False}
+    assert "needs 15.89 GiB, has 15.75 GiB" in plan.report(small_config, chips.read_slice("v5e:2x2"), found)
