@@ -22,7 +22,7 @@ from jax._src import distributed as _distributed  # the coordination service's c
 
 from autoretouch_jax.config import ParallelConfig
 from autoretouch_jax.errors import Refused
-from autoretouch_jax.stop import EXIT_REQUEUE
+from autoretouch_jax.stop import EXIT_FAILED, EXIT_REFUSED, EXIT_REQUEUE
 
 BEAT = 5.0  # seconds between two signs of life; a slow peer is asked about after two of them
 GOODBYE = 1.5  # seconds by which the coordinator outlives the others
@@ -163,21 +163,23 @@ class Watch:
         self._done.set()
         if self._client is None:
             return
-        if isinstance(error, RuntimeError) and "autoretouch" not in str(type(error)):
+        if isinstance(error, jax.errors.JaxRuntimeError):
             _end(f"a collective failed after step {self._step} ({_first_line(error)}); {self._who()}")
         if isinstance(error, Exception | KeyboardInterrupt):
-            self.farewell(f"{type(error).__name__}: {error}")
+            status = EXIT_REFUSED if isinstance(error, Refused) else EXIT_FAILED
+            self.farewell(f"{type(error).__name__}: {error}", status)
 
     def step(self, number: int) -> None:
         """Step `number` is done."""
         self._allowed = self.timeout if number > self._step else self._allowed
         self._step, self._moved = number, time.monotonic()
 
-    def farewell(self, reason: str) -> None:
-        """Tell the others why this process ends, before its time."""
+    def farewell(self, reason: str, status: int) -> None:
+        """Tell the others why this process ends before its time, and with what status they had better end too."""
         if self._client is not None:
             with contextlib.suppress(RuntimeError):
-                self._client.key_value_set(f"autoretouch/farewell/{number()}", reason, allow_overwrite=True)
+                said = json.dumps([reason, status])
+                self._client.key_value_set(f"autoretouch/farewell/{number()}", said, allow_overwrite=True)
 
     def _run(self) -> None:
         while not self._done.wait(BEAT):
@@ -185,8 +187,8 @@ class Watch:
                 self._beat()
                 waited = time.monotonic() - self._moved
                 if waited > 2 * BEAT and (said := dict(self._client.key_value_dir_get("autoretouch/farewell/"))):
-                    who, reason = next(iter(said.items()))
-                    _end(f"process {who.rsplit('/', 1)[-1]} has stopped: {reason}", stacks=False)
+                    who, (reason, status) = next((key, json.loads(text)) for key, text in said.items())
+                    _end(f"process {who.rsplit('/', 1)[-1]} has stopped: {reason}", stacks=False, status=status)
                 if waited > 2 * BEAT and (quiet := _quiet(self._client, 0.7 * self.timeout)):
                     _end(f"no step for {waited:.0f} s after step {self._step}; missing: {', '.join(quiet)}")
                 if waited > self._allowed:
@@ -230,14 +232,14 @@ def _portrait(process: int, life: dict[str, Any] | None) -> str:
     return f"process {process} ({life['host']}, pid {life['pid']}, last heard of {ago:.0f} s ago at step {life['step']})"
 
 
-def _end(message: str, stacks: bool = True) -> None:
+def _end(message: str, stacks: bool = True, status: int = EXIT_REQUEUE) -> None:
     """Say it and leave at once: a collective that waits for a lost peer can be interrupted by nothing else."""
     if stacks:
         faulthandler.dump_traceback(all_threads=True)
     me = _distributed.global_state  # asking jax itself would start its devices
-    again = "the same command goes on from the last checkpoint"
+    again = "the same command goes on from the last checkpoint" if status == EXIT_REQUEUE else "mend that first"
     print(f"\nautoretouch: process {me.process_id} of {me.num_processes} ends: {message}; {again}", file=sys.stderr, flush=True)
-    os._exit(EXIT_REQUEUE)
+    os._exit(status)
 
 
 @contextlib.contextmanager

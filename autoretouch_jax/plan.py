@@ -185,7 +185,7 @@ def report(config: Config, machine: Slice, found: dict[str, Any]) -> str:
 
 
 def _table(config: Config, found: dict[str, Any]) -> list[str]:
-    lines = ["predicted at the roofline, with the same images per device (real steps take longer, rarely less than 1.5 times):"]
+    lines = ["predicted at the roofline, with the same images per device (a bound: real steps take longer):"]
     lines.append("   chips  hosts   step ms   images/s  efficiency  bound by")
     for row in found["scaling"]:
         parts = {"computing": row["compute"], "memory": row["memory"], "network": row["communication"]}

@@ -1,4 +1,4 @@
-"""Where the command `autoretouch` begins: a SIGTERM that comes while Python is still importing is answered like any later one."""
+"""Where the command `autoretouch` begins: a SIGTERM while Python is still importing is answered like any later one."""
 
 import os
 import signal

@@ -11,7 +11,7 @@ from typing import Any
 
 from autoretouch_jax.errors import Refused
 
-EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_INTERRUPTED = 0, 1, 75, 130
+EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, EXIT_REQUEUE, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
 
 
 class StopRequest:

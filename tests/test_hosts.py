@@ -47,7 +47,7 @@ def free_port() -> int:
 class Run:
     """Several processes on this machine, each with its share of eight fake devices."""
 
-    def __init__(self, given, workdir: Path, processes: int = 2, program: str = RUN):
+    def __init__(self, given, workdir: Path, processes: int = 2, program: str = RUN, cwd: Path | None = None):
         workdir.parent.mkdir(parents=True, exist_ok=True)
         self.stored = workdir.parent / f"{workdir.name}.pickle"
         self.stored.write_bytes(pickle.dumps(given))
@@ -61,7 +61,7 @@ class Run:
             }
             command = [sys.executable, "-c", program, str(self.stored), str(workdir)]
             self.members.append(
-                subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd)
             )
 
     def end(self, timeout: float = 240) -> list[tuple[int, str, str]]:
@@ -154,6 +154,16 @@ def test_what_eight_devices_saved_goes_on_on_four_two_and_one(spread_config, tmp
         assert loss == pytest.approx(found[0][1], rel=1e-5)
 
 
+def test_the_doctor_looks_at_two_processes_at_once(tmp_path):
+    ends = Run(["doctor", "--workdir", str(tmp_path / "work")], tmp_path / "asked", program=EVALUATE).end()
+    assert [status for status, _, _ in ends] == [0, 0], ends
+    said = ends[0][1]
+    for word in ("2 processes, all answered", "16 MiB over 8 device(s)", "s apart", "1 MiB written, read and deleted"):
+        assert word in said
+    assert "BAD" not in said
+    assert "peers" not in ends[1][1]
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_lost_process_is_named_within_the_timeout(spread_config, tmp_path, victim):
     run = Run(edited(spread_config, train={"steps": 100_000, "checkpoint_every": 4}), tmp_path / "run")
@@ -167,6 +177,19 @@ def test_a_lost_process_is_named_within_the_timeout(spread_config, tmp_path, vic
     message = errors.strip().splitlines()[-1]
     assert f"process {victim}" in message
     assert "the same command goes on from the last checkpoint" in message
+
+
+def test_what_one_process_refuses_ends_the_others_with_its_reason_and_status(spread_config, module_pairs, tmp_path):
+    """One host does not see the data: none is started again for that."""
+    program = RUN.replace("import pickle, sys", "import os, pickle, sys\nos.chdir(os.environ['JAX_PROCESS_ID'])")
+    for number, target in enumerate((spread_config.data.root, tmp_path / "nothing")):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "faces").symlink_to(target)
+    config = edited(spread_config, data={"root": "faces"})
+    ends = Run(config, tmp_path / "run", program=program, cwd=tmp_path).end()
+    assert [status for status, _, _ in ends] == [2, 1], ends  # the second by an exception that only the command line words
+    assert "process 1 has stopped: Refused" in ends[0][2]
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_coordinator_that_never_comes_is_named():

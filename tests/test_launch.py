@@ -113,6 +113,35 @@ def test_local_starts_one_run_of_several_processes_and_hands_on_signal_and_statu
     assert f"stopped at step {steps_saved(workdir)[-1]} " in said
 
 
+GCLOUD = """#!/bin/bash
+# A slice that is made when asked for, is lost once, and whose run stops once with a checkpoint before it ends.
+echo "$3 $4" >> calls
+case "$3 $4" in
+  "queued-resources describe") cat state 2>/dev/null; exit 0 ;;
+  "queued-resources create") echo ACTIVE > state ;;
+  "queued-resources delete") rm state ;;
+  "tpu-vm ssh")
+    runs=$(grep -c ssh calls)
+    if [ "$runs" = 1 ]; then exit 75; fi
+    if [ "$runs" = 2 ]; then echo SUSPENDED > state; exit 1; fi
+    exit "$LAST" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("last", [0, 2])
+def test_a_tpu_pod_is_asked_for_started_again_and_made_anew_when_lost(tmp_path, last):
+    """By a stand-in for gcloud: there is no TPU here."""
+    (tmp_path / "gcloud").write_text(GCLOUD)
+    (tmp_path / "gcloud").chmod(0o755)
+    given = {"TPU": "a", "ZONE": "z", "TYPE": "v5litepod-256", "IMAGE": "i", "PAUSE": "0", "LAST": str(last)}
+    environment = os.environ | given | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", str(LAUNCH / "tpu_vm.sh"), "CONFIG", "--workdir", "gs://bucket/run"]
+    assert subprocess.run(command, env=environment, cwd=tmp_path, timeout=60, check=False).returncode == last
+    calls = [line.split()[1] for line in (tmp_path / "calls").read_text().splitlines()]
+    assert [call for call in calls if call != "describe"] == ["create", "ssh", "ssh", "delete", "create", "ssh"]
+
+
 @pytest.mark.skipif(not shutil.which("slurmctld") or os.geteuid() != 0, reason="needs slurm-wlm, munge and root")
 def test_slurm_runs_two_tasks_stops_them_with_a_checkpoint_and_starts_them_again(run_files):
     folder, environment = run_files
@@ -138,5 +167,6 @@ def test_slurm_runs_two_tasks_stops_them_with_a_checkpoint_and_starts_them_again
         assert "4 cpu device(s) of 2 process(es)" in log.read_text()
         assert f"steps {stopped} →" in log.read_text()
         slurm("scancel", job)
+        wait_for(lambda: not slurm("squeue", "-h", "-j", job, "-o", "%T"), "the end of the job")
     finally:
         subprocess.run(["bash", str(node), "down", str(home)], env=environment, check=False)

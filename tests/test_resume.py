@@ -138,6 +138,23 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_config, tmp_path, capsys)
     assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
 
+def test_a_save_that_fails_in_the_background_ends_the_run_and_keeps_the_one_before(small_config, undisturbed, monkeypatch):
+    real, calls = Checkpoints.check, []
+
+    def check(self):
+        calls.append(1)
+        if len(calls) == 4:
+            monkeypatch.setattr(self._manager, "check_for_errors", lambda: 1 / 0)
+        real(self)
+
+    monkeypatch.setattr(Checkpoints, "check", check)
+    longer = edited(small_config, train={"steps": 20}, optim={})
+    with pytest.raises(OSError, match="a checkpoint could not be written"):
+        loop.run(longer, undisturbed)
+    monkeypatch.undo()
+    assert loop.run(longer, undisturbed) == 0
+
+
 RUN = """
 import pickle, sys
 from pathlib import Path

@@ -59,8 +59,15 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), clock=ocp.args.JsonSave(clock)))
 
     def check(self) -> None:
-        """Raise what went wrong in a save in the background, if anything did."""
-        self._manager.check_for_errors()
+        """Raise OSError when a save in the background has failed."""
+        try:
+            self._manager.check_for_errors()
+        except Exception as error:
+            said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+            raise OSError(
+                f"{self._manager.directory}: a checkpoint could not be written ({said}); make room or mend access, and "
+                "give the same command again: it goes on from the one before"
+            ) from error
 
     def wait(self) -> None:
         """Return when everything saved so far is on disk."""
