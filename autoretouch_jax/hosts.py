@@ -28,10 +28,7 @@ BEAT = 5.0  # seconds between two signs of life; a slow peer is asked about afte
 GOODBYE = 1.5  # seconds by which the coordinator outlives the others
 LONGEST_STEP = 3600.0  # for the first step, which compiles
 _on_abort: Any = None
-SCHEDULERS = {  # variable with the number of processes → who sets it
-    "SLURM_STEP_NUM_TASKS": "Slurm",
-    "OMPI_COMM_WORLD_SIZE": "Open MPI",
-}
+SCHEDULERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # the number of processes, as Slurm and Open MPI say it
 
 
 def start(config: ParallelConfig) -> None:
@@ -39,9 +36,8 @@ def start(config: ParallelConfig) -> None:
 
     Raises Refused when the peers cannot be reached within `config.timeout`.
     """
-    if config.distributed == "off" or (started := _distributed.global_state.client is not None):
+    if config.distributed == "off" or _distributed.global_state.client is not None:
         return
-    del started
     arguments = _described(config)
     if arguments is None:
         return

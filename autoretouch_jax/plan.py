@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from autoretouch_jax import ahead, arithmetic, chips, rules
+from autoretouch_jax import ahead, architecture, arithmetic, chips, rules
 from autoretouch_jax import config as configs
 from autoretouch_jax.chips import Slice
 from autoretouch_jax.config import Config
@@ -30,6 +30,9 @@ def run(config: Config, topology: str, fit: bool, json_path: Path | None) -> int
         config = best_fit(config, machine)
     result = analyse(config, machine)
     print(report(config, machine, result))
+    if fit:
+        flags = f"--train.batch {config.train.batch} --data.crop {config.data.crop} --parallel.remat {config.parallel.remat}"
+        print(f"the fastest that fits: {flags}")
     if json_path:
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(json.dumps(result, indent=2) + "\n")
@@ -97,8 +100,9 @@ def best_fit(config: Config, machine: Slice) -> Config:
 
     Arithmetic makes the short list; on a TPU XLA has the last word.
     """
-    rows = []
-    for crop in sorted({max(64, config.data.crop // 2), config.data.crop, 2 * config.data.crop}):
+    rows, grid = [], max(16, architecture.grid(config.generator))
+    crops = {config.data.crop, 2 * config.data.crop, max(64, config.data.crop // 2 // grid * grid)}
+    for crop in sorted(crop for crop in crops if crop % grid == 0):
         for remat in ("none", "norms", "full"):
             rows += _largest(_variant(config, crop, 1, remat, machine), machine)
     if not rows:

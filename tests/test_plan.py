@@ -92,6 +92,7 @@ def test_fit_finds_the_fastest_that_fits(capsys):
     rows = [line.split() for line in said.splitlines()[1:] if line[:1].isdigit() or (line.startswith(" ") and "e+" in line[:9])]
     assert float(rows[0][0]) == max(float(row[0]) for row in rows)
     assert "DOES NOT FIT" not in said
+    assert "the fastest that fits: --train.batch" in said
 
 
 def test_libtpu_is_offered_by_name_when_it_is_missing(monkeypatch, capsys):
