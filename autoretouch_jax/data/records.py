@@ -121,7 +121,7 @@ class RecordSource:
         index = read_index(root)
         self.license: str | None = index["license"]
         self.shards: list[str] = [shard["file"] for shard in index["shards"]]
-        self._digests: list[str] = [shard["sha256"] for shard in index["shards"]]
+        self._digests: list[str] = [shard.get("sha256", "") for shard in index["shards"]]
         self.entries = [Entry(*fields) for fields in index["examples"]]
         self.names = [entry.name for entry in self.entries]
         missing = [name for name in self.shards if not (root / name).is_file()]

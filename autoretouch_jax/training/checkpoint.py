@@ -3,6 +3,7 @@
 A save that is killed leaves a folder that Orbax ignores and cleans up; the previous checkpoint stays.
 """
 
+import contextlib
 import os
 import re
 from typing import Any
@@ -44,7 +45,9 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: Any, *_exc: object) -> None:
-        if kind is None:  # otherwise what is being saved may be waiting for a process that is gone
+        if kind is not None and jax.process_count() > 1:
+            return  # what is being saved may be waiting for a process that is gone
+        with contextlib.nullcontext() if kind is None else contextlib.suppress(Exception):  # the first error is the one to tell
             self._manager.wait_until_finished()
             self._manager.close()
 
