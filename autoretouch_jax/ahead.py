@@ -91,8 +91,10 @@ def _fingerprint(config: Config, topology: str) -> str:
     digest.update(repr((parallel.mode, parallel.accumulate, parallel.remat, parallel.optimizer_state, topology)).encode())
     digest.update(repr([importlib.metadata.version(name) for name in ("jax", "libtpu", "flax", "optax")]).encode())
     home = Path(__file__).parent
-    for path in sorted([*home.glob("models/*.py"), *home.glob("training/s*.py"), home / "training/losses.py",
-                        home / "training/optim.py", home / "parallel.py", home / "ahead.py"]):  # fmt: skip
+    parts = [
+        home / name for name in ("training/losses.py", "training/optim.py", "training/program.py", "parallel.py", "ahead.py")
+    ]
+    for path in sorted([*home.glob("models/*.py"), *home.glob("training/s*.py"), *parts]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:24]
 

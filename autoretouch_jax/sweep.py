@@ -24,7 +24,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from autoretouch_jax import config as configs
-from autoretouch_jax import rules, sweep_report
+from autoretouch_jax import files, rules, sweep_report
 from autoretouch_jax.config import Config
 from autoretouch_jax.data.sources import PairSource
 from autoretouch_jax.errors import Refused
@@ -166,13 +166,11 @@ def _remember(sweep: Sweep) -> None:
     if path.is_file() and (before := json.loads(path.read_text())) != described:
         changed = [key for key in described if before.get(key) != described[key]]
         raise Refused(f"--workdir {sweep.workdir} holds another sweep: {', '.join(changed)} differ(s); choose another folder")
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(described, indent=2) + "\n")
-    part.replace(path)
+    files.write(path, json.dumps(described, indent=2) + "\n")
 
 
 def _study(sweep: Sweep) -> optuna.Study:
-    """The study, made by whoever comes first; a grid's trials are all put in line then."""
+    """The study, made by whoever comes first."""
     storage: Any = sweep.storage
     if storage is None:
         journal = sweep.workdir / "journal.log"

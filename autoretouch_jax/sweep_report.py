@@ -2,7 +2,7 @@
 
 import csv
 import dataclasses
-import textwrap
+import pprint
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,11 @@ def write(sweep: Any, study: Any) -> int:
 
 def as_python(config: Config, described: str) -> str:
     """A config file with every value written out."""
-    groups = [f"    {field.name}={getattr(config, field.name)!r}," for field in dataclasses.fields(config)]
-    wrapped = ["\n".join(textwrap.wrap(group, 120, subsequent_indent=" " * 8, break_long_words=False)) for group in groups]
     kinds = sorted({type(getattr(config, name)).__name__ for name in ("generator", "discriminator")})
     others = sorted({type(getattr(config, field.name)).__name__ for field in dataclasses.fields(config)} - set(kinds))
     names = ", ".join(sorted({"BlemishConfig", "Config", *others}))
     imports = f"from autoretouch_jax.architecture import {', '.join(kinds)}\nfrom autoretouch_jax.config import {names}"
-    return f'"""{described}"""\n\n{imports}\n\nconfig = Config(\n' + "\n".join(wrapped) + "\n)\n"
+    return f'"""{described}"""\n\n{imports}\n\nconfig = {pprint.pformat(config, width=120)}\n'
 
 
 def _score(trial: Any) -> tuple[bool, float, float]:

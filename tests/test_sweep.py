@@ -72,8 +72,10 @@ def test_two_workers_killed_and_started_again_lose_no_trial_and_make_none_twice(
 
 def test_the_winner_is_a_config_that_trains(small_config, tmp_path):
     path = tmp_path / "best.py"
-    path.write_text(as_python(small_config, "Trial 3."))
-    assert configs.load(path) == small_config
+    far = "/data of the-studio/" + "a-very long-folder/" * 12  # nothing may be broken inside a text
+    config = edited(small_config, data={"root": far})
+    path.write_text(as_python(config, "Trial 3."))
+    assert configs.load(path) == config
 
 
 def test_a_grid_is_all_its_combinations_and_a_stopped_worker_says_so(small_config, module_pairs, tmp_path, capsys):
