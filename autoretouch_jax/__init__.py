@@ -2,25 +2,25 @@
 
 Importing this package touches no device and downloads nothing. The public API is small:
 
-* `load_model(folder)`: a trained generator from a run or a `model/` folder.
-* `retouch_array(model, image)`: one `uint8[H, W, 3]` image in, one out.
-* `load_config(path, argv)`: a config file under `configs/` plus command-line overrides.
+* `load_model(folder)` returns a trained generator from a run or a `model/` folder.
+* `retouch_array(model, image)` takes and returns one `uint8[H, W, 3]` image.
+* `load_config(path)` returns the `Config` of a file under `configs/`.
 """
 
 __version__ = "0.1.0"
 __all__ = ["load_config", "load_model", "retouch_array"]
 
-_HOME = {
-    "load_config": ("autoretouch_jax.config", "load"),
-    "load_model": ("autoretouch_jax.models.bundle", "load_model"),
-    "retouch_array": ("autoretouch_jax.models.bundle", "retouch_array"),
+_DEFINED_IN = {
+    "load_config": ("autoretouch_jax.config.loading", "load"),
+    "load_model": ("autoretouch_jax.models.folder", "load_model"),
+    "retouch_array": ("autoretouch_jax.inference.apply", "retouch_array"),
 }
 
 
-def __getattr__(name: str):  # PEP 562: the heavy imports happen when a name is first used
-    if name not in _HOME:
+def __getattr__(name: str):  # PEP 562: JAX takes seconds to import, so a name is imported when it is first used
+    if name not in _DEFINED_IN:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
     import importlib
 
-    module, attribute = _HOME[name]
+    module, attribute = _DEFINED_IN[name]
     return getattr(importlib.import_module(module), attribute)

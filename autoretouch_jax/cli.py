@@ -10,254 +10,273 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import tyro
+from autoretouch_jax.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, BadInput, Refused, did_you_mean
+from autoretouch_jax.runtime.stop import StopRequest, parse_duration, requeue_on_sigterm
 
-from autoretouch_jax import __version__
-from autoretouch_jax import config as configs
-from autoretouch_jax.arguments import (
-    Audit,
-    BenchData,
-    Build,
-    Convert,
-    Demo,
-    Doctor,
-    Evaluate,
-    Models,
-    Plan,
-    Prepare,
-    Retouch,
-    Sweep,
-    Train,
-    Verify,
-)
-from autoretouch_jax.errors import BadInput, Refused
-from autoretouch_jax.stop import StopRequest, seconds
+Argv = Sequence[str]
 
-T = TypeVar("T")
+# Verbs that a scheduler may stop and start again: a SIGTERM during their imports is answered like any later one.
+RESTARTABLE = ("train", "sweep")
 
 
-def _train(argv: Sequence[str]) -> int:
-    named = next((arg for arg in argv if arg.endswith(".py")), None)
-    default = configs.load(named) if named else configs.Config()
-    start = Train(Path("CONFIG.py"), tyro.MISSING, run=configs.choose_data(default, argv))
-    arguments = parse("train", Train, argv, start)
-    if named is None:
-        raise Refused("CONFIG is missing: name a Python file such as configs/portraits.py")
-    stop = StopRequest(seconds(arguments.max_time) if arguments.max_time else 0)
-    with stop:  # before the imports, which take seconds
+# ---- the verbs --------------------------------------------------------------------------------------------------------------
+
+
+def _train(argv: Argv) -> int:
+    arguments = parse_with_config("train", argv)
+    with StopRequest(parse_duration(arguments.max_time) if arguments.max_time else 0) as stop:
         from autoretouch_jax.training import loop
 
         return loop.run(arguments.run, arguments.workdir, stop)
 
 
-def _plan(argv: Sequence[str]) -> int:
-    named = next((arg for arg in argv if arg.endswith(".py")), None)
-    default = configs.load(named) if named else configs.Config()
-    arguments = parse("plan", Plan, argv, Plan(Path("CONFIG.py"), run=default))
-    if named is None:
-        raise Refused("CONFIG is missing: name a Python file such as configs/retouch.py")
-    from autoretouch_jax import plan
+def _plan(argv: Argv) -> int:
+    arguments = parse_with_config("plan", argv)
+    from autoretouch_jax.planning import plan
 
     return plan.run(arguments.run, arguments.topology, arguments.fit, arguments.json)
 
 
-def _sweep(argv: Sequence[str]) -> int:
-    named = next((arg for arg in argv if arg.endswith(".py")), None)
-    default = configs.load(named) if named else configs.Config()
-    missing = tyro.MISSING
-    start = Sweep(Path("CONFIG.py"), missing, missing, missing, missing, run=configs.choose_data(default, argv))
-    arguments = parse("sweep", Sweep, argv, start)
+def _sweep(argv: Argv) -> int:
+    arguments = parse_with_config("sweep", argv)
     try:
-        from autoretouch_jax import sweep
+        from autoretouch_jax.sweeps import space, sweep
     except ModuleNotFoundError as error:
         raise Refused(f"{error.name} is not installed: pip install 'autoretouch-jax[sweep]'") from error
-    from autoretouch_jax.data.sources import PairSource
+    from autoretouch_jax.data.folders import PairSource
 
-    space = sweep.read_space(arguments.space)
-    place = (arguments.workdir, arguments.search, arguments.metric, arguments.rungs, arguments.storage)
-    common = sweep.Sweep(arguments.run, space, arguments.trials, *place)
-    return sweep.run(common, PairSource(arguments.source, arguments.target))
+    search = (arguments.workdir, arguments.search, arguments.metric, arguments.rungs, arguments.storage)
+    definition = sweep.Sweep(arguments.run, space.read_space(arguments.space), arguments.trials, *search)
+    return sweep.run(definition, PairSource(arguments.source, arguments.target))
 
 
-def _doctor(argv: Sequence[str]) -> int:
-    arguments = parse("doctor", Doctor, argv)
-    from autoretouch_jax import doctor
+def _doctor(argv: Argv) -> int:
+    arguments = parse("doctor", argv)
+    from autoretouch_jax.tools import doctor
 
     return doctor.run(arguments.workdir)
 
 
-def _evaluate(argv: Sequence[str]) -> int:
-    arguments = parse("evaluate", Evaluate, argv)
-    from autoretouch_jax import hosts
-    from autoretouch_jax.data.sources import PairSource
-    from autoretouch_jax.evaluation import evaluate, lpips
-
+def _evaluate(argv: Argv) -> int:
+    arguments = parse("evaluate", argv)
     if not arguments.models:
         raise Refused("MODEL is missing: name a run, or its model/ folder")
+    from autoretouch_jax.config import ParallelConfig
+    from autoretouch_jax.data.folders import PairSource
+    from autoretouch_jax.evaluation import evaluate, lpips
+    from autoretouch_jax.runtime import processes
+
     pairs = PairSource(arguments.source, arguments.target)
-    with hosts.one_run(configs.ParallelConfig()):
+    with processes.one_run(ParallelConfig()):
         metric = None
         if arguments.lpips != "none":
             metric = lpips.load(arguments.lpips, arguments.lpips_weights, arguments.lpips_heads)
         return evaluate.run(arguments.models, pairs, arguments.json, arguments.pictures, metric)
 
 
-def _models(argv: Sequence[str]) -> int:
-    parse("models", Models, argv)
-    from autoretouch_jax import catalogue
+def _models(argv: Argv) -> int:
+    parse("models", argv)
+    from autoretouch_jax.tools import catalogue
 
     return catalogue.run()
 
 
-def _convert(argv: Sequence[str]) -> int:
-    arguments = parse("convert", Convert, argv)
-    from autoretouch_jax.models import bundle, peers, weights
+def _convert(argv: Argv) -> int:
+    arguments = parse("convert", argv)
+    from autoretouch_jax.models import folder
+    from autoretouch_jax.models.pytorch_import import import_generator
+    from autoretouch_jax.models.weights_file import read_arrays
 
-    config, variables = peers.generator(weights.read_arrays(arguments.weights))
-    bundle.check_shapes(arguments.weights, config, variables)
-    bundle.save_model(arguments.out, config, variables["params"], variables.get("batch_stats"), 0)
+    config, variables = import_generator(read_arrays(arguments.weights))
+    folder.check_shapes(arguments.weights, config, variables)
+    folder.save_model(arguments.out, config, variables["params"], variables.get("batch_stats"), 0)
     print(f"{arguments.out}: {config}")
-    return 0
+    return EXIT_DONE
 
 
-def _retouch(argv: Sequence[str]) -> int:
-    arguments = parse("retouch", Retouch, argv)
+def _retouch(argv: Argv) -> int:
+    arguments = parse("retouch", argv)
     from autoretouch_jax.inference import retoucher
 
     return retoucher.run(arguments.model, arguments.photos, arguments.out, arguments.strength)
 
 
-def _demo(argv: Sequence[str]) -> int:
-    arguments = parse("demo", Demo, argv)
-    from autoretouch_jax import demo
+def _demo(argv: Argv) -> int:
+    arguments = parse("demo", argv)
+    from autoretouch_jax.demo import demo
 
     return demo.run(arguments.minutes, arguments.workdir)
 
 
-def _data_prepare(argv: Sequence[str]) -> int:
-    arguments = parse("data prepare", Prepare, argv)
+def _data_prepare(argv: Argv) -> int:
+    arguments = parse("data prepare", argv)
     if arguments.tfds is None and len(arguments.pairs) != 2:
         raise Refused("give two folders, before and after retouching, or --tfds FOLDER")
     if arguments.tfds and arguments.pairs:
         raise Refused("--tfds and two folders exclude each other")
-    from autoretouch_jax.data import prepare, sources
+    from autoretouch_jax.data import folders, prepare
 
     if arguments.tfds:
-        from autoretouch_jax.data.builders import TfdsPairs
+        from autoretouch_jax.data.tfds_source import TfdsPairs
 
         pairs: prepare.Pairs = TfdsPairs.open(arguments.tfds, arguments.split)
     else:
-        pairs = sources.checked_pairs(*arguments.pairs)[0]
+        pairs = folders.checked_pairs(*arguments.pairs)[0]
     return prepare.run(pairs, arguments.out, arguments.workers, arguments.on_bad, arguments.license)
 
 
-def _data_verify(argv: Sequence[str]) -> int:
-    arguments = parse("data verify", Verify, argv)
+def _data_verify(argv: Argv) -> int:
+    arguments = parse("data verify", argv)
     from autoretouch_jax.data import prepare
 
     return prepare.verify(arguments.records)
 
 
-def _data_audit(argv: Sequence[str]) -> int:
-    arguments = parse("data audit", Audit, argv)
-    from autoretouch_jax.data import audit
+def _data_audit(argv: Argv) -> int:
+    arguments = parse("data audit", argv)
+    from autoretouch_jax.audit import audit
 
     return audit.run(arguments.source, arguments.target, arguments.json, arguments.html, arguments.workers, arguments.labels)
 
 
-def _data_build(argv: Sequence[str]) -> int:
-    arguments = parse("data build", Build, argv)
-    from autoretouch_jax.data import builders
+def _data_build(argv: Argv) -> int:
+    arguments = parse("data build", argv)
+    from autoretouch_jax.data import tfds_builders
 
-    place: dict[str, Any] = {"source": arguments.source, "target": arguments.target, "data_dir": str(arguments.out)}
+    given: dict[str, Any] = {"source": arguments.source, "target": arguments.target, "data_dir": str(arguments.out)}
     if arguments.kind == "ffhqr":
-        return builders.build(builders.Ffhqr(md5=arguments.md5, **place))
-    place |= {"validation": arguments.validation, "test": arguments.test, "license": arguments.license}
-    return builders.build(builders.RetouchPairs(**place))
+        return tfds_builders.build(tfds_builders.Ffhqr(md5=arguments.md5, **given))
+    given |= {"validation": arguments.validation, "test": arguments.test, "license": arguments.license}
+    return tfds_builders.build(tfds_builders.RetouchPairs(**given))
 
 
-def _bench_data(argv: Sequence[str]) -> int:
-    arguments = parse("bench data", BenchData, argv)
+def _bench_data(argv: Argv) -> int:
+    arguments = parse("bench data", argv)
     if bool(arguments.source) != bool(arguments.target):
         raise Refused("--source and --target belong together")
-    from autoretouch_jax import bench
+    from autoretouch_jax.tools import bench
 
     return bench.data(arguments.source, arguments.target, arguments.pairs, arguments.seconds, arguments.json)
 
 
-VERBS: dict[str, tuple[Callable[[Sequence[str]], int], type]] = {
-    "demo": (_demo, Demo),
-    "train": (_train, Train),
-    "plan": (_plan, Plan),
-    "sweep": (_sweep, Sweep),
-    "doctor": (_doctor, Doctor),
-    "evaluate": (_evaluate, Evaluate),
-    "retouch": (_retouch, Retouch),
-    "models": (_models, Models),
-    "convert": (_convert, Convert),
-    "data prepare": (_data_prepare, Prepare),
-    "data audit": (_data_audit, Audit),
-    "data build": (_data_build, Build),
-    "data verify": (_data_verify, Verify),
-    "bench data": (_bench_data, BenchData),
+VERBS: dict[str, Callable[[Argv], int]] = {
+    "demo": _demo,
+    "train": _train,
+    "plan": _plan,
+    "sweep": _sweep,
+    "doctor": _doctor,
+    "evaluate": _evaluate,
+    "retouch": _retouch,
+    "models": _models,
+    "convert": _convert,
+    "data prepare": _data_prepare,
+    "data audit": _data_audit,
+    "data build": _data_build,
+    "data verify": _data_verify,
+    "bench data": _bench_data,
 }
 
 
-def parse(verb: str, arguments: type[T], argv: Sequence[str], default: Any = tyro.MISSING_NONPROP) -> T:
-    """Typed arguments of a verb; raises Refused, in one line and with the nearest known key, when they do not parse."""
-    heard = io.StringIO()
+# ---- arguments --------------------------------------------------------------------------------------------------------------
+
+
+def parse_with_config(verb: str, argv: Argv) -> Any:
+    """Returns the arguments of a verb that takes a CONFIG, whose values are then the defaults of its flags.
+
+    Raises Refused as `parse` does, and when CONFIG is missing.
+    """
+    from autoretouch_jax.arguments import switches, with_defaults
+    from autoretouch_jax.config import Config
+    from autoretouch_jax.config.loading import choose_data, config_argument, load
+
+    path = config_argument(argv, switches(verb))
+    default = load(path) if path else Config()
+    if verb != "plan":  # a plan looks at no data
+        default = choose_data(default, argv)
+    arguments = parse(verb, argv, with_defaults(verb, default))
+    if path is None:
+        raise Refused("CONFIG is missing: name a Python file such as configs/retouch.py")
+    if arguments.config != Path(path):  # a flag has taken CONFIG as one more of its values
+        raise Refused(f"CONFIG {path} cannot be told from a flag's value here; give it first")
+    return arguments
+
+
+def parse(verb: str, argv: Argv, default: Any = None) -> Any:
+    """Returns the typed arguments of a verb, see `arguments.py`.
+
+    Raises Refused, in one line and with the nearest known key, when they do not parse.
+    """
+    import tyro
+
+    from autoretouch_jax.arguments import ARGUMENTS
+
+    messages = io.StringIO()
     try:
-        with contextlib.redirect_stderr(heard):
+        with contextlib.redirect_stderr(messages):
             return tyro.cli(
-                arguments,
+                ARGUMENTS[verb],
                 prog=f"autoretouch {verb}",
                 args=list(argv),
-                default=default,
+                default=tyro.MISSING_NONPROP if default is None else default,
                 config=(tyro.conf.AvoidSubcommands,),
             )
     except SystemExit as stop:
-        if not stop.code:
+        if not stop.code:  # --help
             raise
-    text = " ".join(re.sub(r"[╭╮╰╯│─]+", " ", heard.getvalue()).split()).split(" For full helptext")[0]
+    # tyro draws a box around its message and ends it with a hint of its own.
+    text = " ".join(re.sub(r"[╭╮╰╯│─]+", " ", messages.getvalue()).split()).split(" For full helptext")[0]
     raise Refused(f"{text}; see autoretouch {verb} --help")
 
 
 def usage(group: str = "") -> str:
-    """What `autoretouch --help` prints, or `autoretouch data --help` for a group."""
+    """Returns what `autoretouch --help` prints, or `autoretouch data --help` for a group of verbs."""
+    from autoretouch_jax.arguments import ARGUMENTS
+
     lines = [f"usage: autoretouch {group}VERB …", "", "Train face retouching on your own pairs, measure it, use it.", ""]
-    verbs = {name: kind for name, (_, kind) in VERBS.items() if name.startswith(group)}
-    lines += [f"  {name:14}{(kind.__doc__ or '').splitlines()[0]}" for name, kind in verbs.items()]
+    summaries = {verb: (ARGUMENTS[verb].__doc__ or "").splitlines()[0] for verb in VERBS if verb.startswith(group)}
+    lines += [f"  {verb:14}{summary}" for verb, summary in summaries.items()]
     return "\n".join([*lines, "", "autoretouch VERB --help explains a verb; autoretouch --version prints the version."])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb and return its exit status."""
+# ---- the command ------------------------------------------------------------------------------------------------------------
+
+
+def main(argv: Argv | None = None) -> int:
+    """Runs a verb and returns its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
-        return 0 if argv else 2
+        return EXIT_DONE if argv else EXIT_REFUSED
     if argv[0] == "--version":
+        from autoretouch_jax import __version__
+
         print(__version__)
-        return 0
+        return EXIT_DONE
     words = 2 if any(verb.startswith(f"{argv[0]} ") for verb in VERBS) else 1
-    if argv[words - 1 : words] in ([], ["-h"], ["--help"]):
+    if argv[words - 1 : words] in ([], ["-h"], ["--help"]):  # a group of verbs without a verb
         print(usage(f"{argv[0]} "))
-        return 0 if len(argv) == words else 2
+        return EXIT_DONE if len(argv) == words else EXIT_REFUSED
     verb = " ".join(argv[:words])
+    with requeue_on_sigterm() if verb in RESTARTABLE else contextlib.nullcontext():
+        return _run(verb, argv[words:])
+
+
+def _run(verb: str, argv: Argv) -> int:
+    """Runs a verb, and turns its errors into a message and an exit status."""
     try:
         if verb not in VERBS:
-            raise Refused(f"no such verb; the verbs are {', '.join(VERBS)}{configs.nearest(verb, list(VERBS))}")
-        return VERBS[verb][0](argv[words:])
+            raise Refused(f"no such verb; the verbs are {', '.join(VERBS)}{did_you_mean(verb, list(VERBS))}")
+        return VERBS[verb](argv)
     except Refused as error:
         print(f"autoretouch {verb}: {error}", file=sys.stderr)
-        return 2
-    except (BadInput, OSError) as error:  # a full disk, a file that vanished
+        return EXIT_REFUSED
+    except (BadInput, OSError) as error:  # an OSError: a full disk, a file that vanished
         print(f"autoretouch {verb}: {error}", file=sys.stderr)
-        return 1
+        return EXIT_FAILED
     except KeyboardInterrupt:
-        return 130
+        return EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":

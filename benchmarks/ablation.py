@@ -11,13 +11,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from autoretouch_jax import config as configs
 from autoretouch_jax.architecture import AutoRetouch, SeedPatchGAN
+from autoretouch_jax.models.bundle import load_model
+
+from autoretouch_jax import config as configs
 from autoretouch_jax.config import Config
 from autoretouch_jax.data.sources import PairSource
 from autoretouch_jax.demo import steps_for
 from autoretouch_jax.evaluation import evaluate, report
-from autoretouch_jax.models.bundle import load_model
 from autoretouch_jax.training import loop
 
 

@@ -3,12 +3,20 @@
 `configs/portraits.py` made smaller. No VGG: the demo needs no download.
 """
 
-from autoretouch_jax.architecture import Retouch, SeedPatchGAN
-from autoretouch_jax.config import BlemishConfig, Config, DataConfig, LossConfig, OptimConfig, TrainConfig
+from autoretouch_jax.config import (
+    AutoRetouchPatchGAN,
+    BlemishConfig,
+    Config,
+    DataConfig,
+    LossConfig,
+    OptimConfig,
+    Retouch,
+    TrainConfig,
+)
 
 config = Config(
     generator=Retouch(width=24, widest=2, levels=3, blocks=1, gate=0.7),
-    discriminator=SeedPatchGAN(width=4, norm="none"),
+    discriminator=AutoRetouchPatchGAN(width=4, norm="none"),
     loss=LossConfig(
         pixel="l1",
         pixel_weight=100.0,

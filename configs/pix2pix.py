@@ -6,8 +6,7 @@ Photos are resized to 286² and cut to 256², 200 passes over the pairs one at a
 half. To train on crops of full resolution instead, as photos to be retouched want it: --data.resize 0.
 """
 
-from autoretouch_jax.architecture import PatchGAN, Pix2Pix
-from autoretouch_jax.config import Config, DataConfig, LossConfig, OptimConfig, TrainConfig
+from autoretouch_jax.config import Config, DataConfig, LossConfig, OptimConfig, PatchGAN, Pix2Pix, TrainConfig
 
 config = Config(
     generator=Pix2Pix(),

@@ -7,8 +7,7 @@ authors' code does, images go into the VGG as they are; `--loss.vgg-input imagen
 `configs/pix2pixhd_local.py` goes on with the local enhancer.
 """
 
-from autoretouch_jax.architecture import PatchGAN, Pix2PixHDGlobal
-from autoretouch_jax.config import Config, DataConfig, LossConfig, OptimConfig, TrainConfig
+from autoretouch_jax.config import Config, DataConfig, LossConfig, OptimConfig, PatchGAN, Pix2PixHDGlobal, TrainConfig
 
 config = Config(
     generator=Pix2PixHDGlobal(),

@@ -8,8 +8,7 @@ it for 20 of 100 epochs: set the key to as many steps as 20 passes over your pai
 width twice: the one to start from is trained at `--generator.width 64`, the default.
 """
 
-from autoretouch_jax.architecture import PatchGAN, Pix2PixHDLocal
-from autoretouch_jax.config import Config, DataConfig, LossConfig, OptimConfig, TrainConfig
+from autoretouch_jax.config import Config, DataConfig, LossConfig, OptimConfig, PatchGAN, Pix2PixHDLocal, TrainConfig
 
 config = Config(
     generator=Pix2PixHDLocal(),

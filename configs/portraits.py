@@ -6,12 +6,20 @@ It takes before/after pairs too: `--data.source BEFORE --data.target AFTER`. It 
 perceptual loss looks at half the resolution, which costs a quarter and sees larger spots.
 """
 
-from autoretouch_jax.architecture import Retouch, SeedPatchGAN
-from autoretouch_jax.config import BlemishConfig, Config, DataConfig, LossConfig, OptimConfig, TrainConfig
+from autoretouch_jax.config import (
+    AutoRetouchPatchGAN,
+    BlemishConfig,
+    Config,
+    DataConfig,
+    LossConfig,
+    OptimConfig,
+    Retouch,
+    TrainConfig,
+)
 
 config = Config(
     generator=Retouch(width=32, widest=2, levels=4, blocks=1, gate=0.4),
-    discriminator=SeedPatchGAN(width=16, norm="none"),
+    discriminator=AutoRetouchPatchGAN(width=16, norm="none"),
     loss=LossConfig(
         pixel="l1",
         pixel_weight=100.0,

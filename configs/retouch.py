@@ -6,8 +6,7 @@ What it takes from AutoRetouch's successors and what it was chosen by: benchmark
 the edit counts five times in the pixel loss; the adversarial loss comes in over the first steps; nothing normalises.
 """
 
-from autoretouch_jax.architecture import PatchGAN, Retouch
-from autoretouch_jax.config import Config, DataConfig, LossConfig, OptimConfig, TrainConfig
+from autoretouch_jax.config import Config, DataConfig, LossConfig, OptimConfig, PatchGAN, Retouch, TrainConfig
 
 config = Config(
     generator=Retouch(width=48, levels=4, blocks=2),

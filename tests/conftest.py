@@ -22,8 +22,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autoretouch_jax.architecture import AutoRetouch, SeedPatchGAN
 from autoretouch_jax.config import (
+    AutoRetouch,
+    AutoRetouchPatchGAN,
     Config,
     DataConfig,
     LossConfig,
@@ -31,10 +32,11 @@ from autoretouch_jax.config import (
     ParallelConfig,
     TrainConfig,
 )
-from autoretouch_jax.data import faces
-from autoretouch_jax.data.blemish import add_blemishes
+from autoretouch_jax.data.blemishes import add_blemishes
+from autoretouch_jax.demo import faces
 
-GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden"
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +78,7 @@ def small_config(face_folder) -> Config:
     """A run of seconds with both losses that need no weights, on one device."""
     return Config(
         generator=AutoRetouch(width=4, blocks=1, norm="none", head="residual"),
-        discriminator=SeedPatchGAN(width=4, norm="none"),
+        discriminator=AutoRetouchPatchGAN(width=4, norm="none"),
         loss=LossConfig(pixel="l1", perceptual_weight=0.0, adversarial="lsgan"),
         data=DataConfig(root=str(face_folder), crop=32),
         optim=OptimConfig(ema=0.9),

@@ -1,4 +1,4 @@
-"""The audit names every planted fault and accuses no clean pair; what it writes trains."""
+"""The audit names every planted fault and flags no clean pair. Training takes what it writes."""
 
 import io
 import json
@@ -9,9 +9,10 @@ import pytest
 from PIL import Image, ImageCms
 
 from autoretouch_jax import cli
+from autoretouch_jax.audit import audit, checks, labels
 from autoretouch_jax.config import BlemishConfig
-from autoretouch_jax.data import audit, checks, faces, labels
-from autoretouch_jax.data.blemish import add_blemishes
+from autoretouch_jax.data.blemishes import add_blemishes
+from autoretouch_jax.demo import faces
 
 SIDE = 160
 BLEMISHES = BlemishConfig(per_megapixel=(500.0, 900.0), radius=(2.0, 6.0), strength=(0.6, 0.95), clean_share=0.0)
@@ -110,12 +111,12 @@ def codes(planted: dict, name: str) -> set[str]:
         ("train/deep", "bit_depth"),
     ],
 )
-def test_each_fault_is_named_and_weighed_down(planted, name, code):
+def test_each_fault_is_named_and_down_weighted(planted, name, code):
     assert code in codes(planted, name)
     assert planted["pairs"][name]["weight"] < 1
 
 
-def test_no_clean_pair_is_accused_and_an_opaque_alpha_is_only_noted(planted):
+def test_no_clean_pair_is_flagged_and_an_opaque_alpha_is_only_noted(planted):
     for name in [f"train/clean{number}" for number in range(CLEAN)] + ["train/opaque"]:
         if name != "train/clean1":  # one of two copies goes; the audit keeps the first by name
             assert codes(planted, name) == set(), name
@@ -136,21 +137,21 @@ def test_files_without_a_partner_are_named_and_the_renamed_one_is_recognised(pla
     assert "renamed" not in lonely["dropped.png"]["message"]
 
 
-def test_the_page_shows_what_is_accused(planted):
+def test_the_page_shows_what_is_flagged(planted):
     page = (planted["home"] / "audit.html").read_text()
     assert page.count("data:image/jpeg;base64") > 20
     assert "train/shifted" in page
     assert "train/clean3" not in page
 
 
-def test_a_clean_folder_is_not_accused(tmp_path):
+def test_a_clean_folder_is_not_flagged(tmp_path):
     for number in range(4):
         source, target = made(number)
         save(source, tmp_path / "a" / f"{number}.png")
         save(target, tmp_path / "b" / f"{number}.png")
     command = ["data", "audit", str(tmp_path / "a"), str(tmp_path / "b"), "--json", str(tmp_path / "audit.json")]
     assert cli.main([*command, "--html", str(tmp_path / "audit.html")]) == 0
-    assert "Nothing to complain of" in (tmp_path / "audit.html").read_text()
+    assert "Nothing is flagged" in (tmp_path / "audit.html").read_text()
 
 
 def test_folders_with_nothing_in_common_are_refused(tmp_path, capsys):
@@ -167,7 +168,7 @@ def test_splits_are_told_by_folder_or_by_ffhqs_numbers():
 
 def test_a_sub_pixel_shift_is_measured():
     _, target = made(40)
-    found = checks.Checked("a")
+    found = checks.CheckedPair("a")
     checks._check_pixels(found, target, half_way(target))
     assert found.measures["shift"] == pytest.approx(np.hypot(0.5, 0.5), abs=0.1)
 
@@ -203,7 +204,7 @@ def test_spots_that_were_left_are_found_and_natural_marks_are_not(monkeypatch):
     assert labels.find(list(pairs)[:5], pairs.__getitem__) == {}
 
 
-def test_a_pair_with_spots_left_is_accused_shown_and_weighed_down(tmp_path, monkeypatch):
+def test_a_pair_with_spots_left_is_flagged_shown_and_down_weighted(tmp_path, monkeypatch):
     for number in range(2):
         source, target = made(number)
         save(source, tmp_path / "a" / f"{number}.png")

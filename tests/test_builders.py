@@ -13,19 +13,20 @@ from conftest import edited
 from PIL import Image
 
 from autoretouch_jax import cli
-from autoretouch_jax.data import builders, pipeline
+from autoretouch_jax.data import pipeline, tfds_builders
+from autoretouch_jax.data.folders import PairSource
+from autoretouch_jax.data.opening import open_source
 from autoretouch_jax.data.records import RecordSource
-from autoretouch_jax.data.sources import PairSource, open_source, whole
-from autoretouch_jax.models.bundle import load_model
+from autoretouch_jax.data.sources import whole
+from autoretouch_jax.models.folder import load_model
 
-assert builders  # importing it registers them
+assert tfds_builders  # importing it registers them
 NUMBERS = (0, 999, 55999, 56000, 62999, 63000, 69999)
 
 
-@pytest.fixture
-def ffhq(tmp_path) -> tuple[Path, Path, Path]:
+def make_ffhq(home: Path, source_name: str, target_name: str, list_name: str) -> tuple[Path, Path, Path]:
     """A few numbered images: FFHQ nested, FFHQR flat and RGBA, and the list of md5s."""
-    source, target, published = tmp_path / "ffhq", tmp_path / "ffhqr", {}
+    source, target, published = home / source_name, home / target_name, {}
     target.mkdir()
     for number in NUMBERS:
         image = np.random.default_rng(number).integers(0, 256, (40, 48, 3), np.uint8)
@@ -35,8 +36,13 @@ def ffhq(tmp_path) -> tuple[Path, Path, Path]:
         Image.fromarray(image ^ np.uint8(1)).convert("RGBA").save(target / f"{number:05d}.png")
         md5 = hashlib.md5(path.read_bytes()).hexdigest()
         published[str(number)] = {"image": {"file_path": f"images1024x1024/{path.parent.name}/{path.name}", "file_md5": md5}}
-    (tmp_path / "v2.json").write_text(json.dumps(published))
-    return source, target, tmp_path / "v2.json"
+    (home / list_name).write_text(json.dumps(published))
+    return source, target, home / list_name
+
+
+@pytest.fixture
+def ffhq(tmp_path) -> tuple[Path, Path, Path]:
+    return make_ffhq(tmp_path, "ffhq", "ffhqr", "v2.json")
 
 
 def packed(folder: Path) -> Path:

@@ -9,9 +9,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from autoretouch_jax import cli, rules
-from autoretouch_jax import config as configs
-from autoretouch_jax.config import Config
+from autoretouch_jax import cli
+from autoretouch_jax.config import Config, DataConfig, load
+from autoretouch_jax.config.loading import choose_data
+from autoretouch_jax.config.validation import validate
 from autoretouch_jax.training.state import init_state, make_networks
 
 ROOT = Path(__file__).parent.parent
@@ -78,20 +79,20 @@ def test_a_config_file_with_a_mistake_is_refused_with_a_hint(capsys, tmp_path):
 
 
 def test_the_command_line_replaces_the_configs_form_of_data(tmp_path):
-    config = Config(data=configs.DataConfig(root="faces"))
-    chosen = configs.choose_data(config, ["--data.source", "a", "--data.target", "b"])
+    config = Config(data=DataConfig(root="faces"))
+    chosen = choose_data(config, ["--data.source", "a", "--data.target", "b"])
     assert chosen.data.root is None
-    assert configs.choose_data(config, ["--train.steps", "3"]).data.root == "faces"
+    assert choose_data(config, ["--train.steps", "3"]).data.root == "faces"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.name)
 def test_every_config_builds(path, face_folder):
-    config = configs.load(path)
+    config = load(path)
     flags = {"loss": {"vgg_weights": "random"}, "data": {"root": str(face_folder)}}
     from conftest import edited
 
     config = edited(config, **flags)
-    rules.validate(config)
+    validate(config)
     networks, _ = make_networks(config)
     state = jax.eval_shape(lambda: init_state(config, networks))
     assert state.generator.params

@@ -9,10 +9,12 @@ from conftest import edited
 from PIL import Image
 
 from autoretouch_jax.config import BlemishConfig, DataConfig
-from autoretouch_jax.data import faces, pipeline
-from autoretouch_jax.data.blemish import _FAMILY, FAMILIES, add_blemishes, skin_mask
+from autoretouch_jax.data import pipeline
+from autoretouch_jax.data.blemishes import _FAMILY, FAMILIES, add_blemishes, skin_mask
+from autoretouch_jax.data.folders import FaceSource, PairSource
 from autoretouch_jax.data.images import read_header, read_rgb
-from autoretouch_jax.data.sources import FaceSource, PairSource, open_source
+from autoretouch_jax.data.opening import open_source
+from autoretouch_jax.demo import faces
 from autoretouch_jax.errors import BadInput, Refused
 
 

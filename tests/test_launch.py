@@ -15,7 +15,7 @@ import pytest
 import yaml
 from conftest import edited
 
-from autoretouch_jax.sweep_report import as_python
+from autoretouch_jax.sweeps.report import as_python
 
 LAUNCH = Path(__file__).parent.parent / "launch"
 SCHEMAS = Path(__file__).parent / "schemas"  # JobSet v1alpha2 with Kubernetes 1.37's Job and Pod; SkyPilot 0.14.1's task

@@ -1,4 +1,4 @@
-"""LPIPS against PyTorch on random weights, its weight files, and the command's option. SSIM with the other window."""
+"""LPIPS against PyTorch on random weights, its weight files, and the command's option."""
 
 import importlib.util
 import json
@@ -9,7 +9,7 @@ from conftest import GOLDEN
 
 from autoretouch_jax import cli
 from autoretouch_jax.errors import Refused
-from autoretouch_jax.evaluation import lpips, metrics
+from autoretouch_jax.evaluation import lpips
 
 spec = importlib.util.spec_from_file_location("pytorch_float32", GOLDEN / "pytorch_float32.py")
 reference = importlib.util.module_from_spec(spec)
@@ -41,7 +41,7 @@ def test_lpips_against_pytorch(backbone, tmp_path):
 def test_evaluate_reports_it(files, face_folder, pair_folders, tmp_path):
     from test_use import random_model
 
-    from autoretouch_jax.models.bundle import save_model
+    from autoretouch_jax.models.folder import save_model
 
     model = random_model()
     save_model(tmp_path / "model", model.config, model.variables["params"], None, 1)
@@ -57,10 +57,3 @@ def test_files_that_do_not_fit_are_named(files):
         lpips.load("squeeze", files[1], files[1])
     with pytest.raises(Refused, match=r"--lpips-heads .*lin0"):
         lpips.load("squeeze", files[0], files[0])
-
-
-@pytest.mark.parametrize("pair", ["0", "1", "2"])
-def test_ssim_with_the_uniform_window(pair):
-    with np.load(GOLDEN / "metrics.npz") as archive:
-        value = metrics.ssim_uniform7(archive[f"{pair}/a"], archive[f"{pair}/b"])
-        assert value == pytest.approx(float(archive[f"{pair}/ssim_rgb_u8_uniform7"]), abs=1e-6)

@@ -1,4 +1,4 @@
-"""The networks of the field: exact against PyTorch, their sizes, what they cost and see, and how a peer's weights come in."""
+"""The networks of the field: exact against PyTorch, their sizes, costs and receptive fields, and how weights are converted."""
 
 import json
 
@@ -6,12 +6,17 @@ import jax
 import numpy as np
 import pytest
 from conftest import GOLDEN
+from reference_weights import import_patchgan
 
-from autoretouch_jax import architecture, catalogue, cli
+from autoretouch_jax import cli
+from autoretouch_jax.config import networks
 from autoretouch_jax.errors import Refused
-from autoretouch_jax.models import build, peers
-from autoretouch_jax.models.bundle import Model, load_model, raw_output, retouch_array
+from autoretouch_jax.inference.apply import network_output, retouch_array
+from autoretouch_jax.models.folder import Model, load_model
 from autoretouch_jax.models.layers import TransposedConv, depth_to_space, space_to_depth
+from autoretouch_jax.models.modules import make_discriminator, make_generator
+from autoretouch_jax.models.pytorch_import import import_generator
+from autoretouch_jax.tools import catalogue
 
 GENERATORS = [
     "pix2pix_unet128_ngf2",
@@ -56,16 +61,16 @@ def agree_in_8_bits(ours: np.ndarray, theirs: np.ndarray) -> bool:
 @pytest.mark.parametrize("name", GENERATORS)
 def test_generators_against_pytorch(name):
     arrays, weights, image = golden(name)
-    config, variables = peers.generator(weights)
-    output = nchw(build.generator(config).apply(variables, image))
+    config, variables = import_generator(weights)
+    output = nchw(make_generator(config).apply(variables, image))
     assert agree_in_8_bits(output, arrays["infer"])
     assert relative_error(output[:, :, ::4, ::4], float32(name)) <= TOLERANCE
 
 
 def test_patchgan_against_pytorch():
     arrays, weights, pair = golden("patchgan70_ndf4_batchnorm")
-    config, variables = peers.patchgan(weights)
-    module = build.discriminator(config)
+    config, variables = import_patchgan(weights)
+    module = make_discriminator(config)
     logits = nchw(module.apply(variables, pair[..., :3], pair[..., 3:])[0][-1])
     assert relative_error(logits, float32("patchgan70_ndf4_batchnorm")) <= TOLERANCE
     trained, _ = module.apply(variables, pair[..., :3], pair[..., 3:], train=True, mutable=["batch_stats"])
@@ -74,9 +79,9 @@ def test_patchgan_against_pytorch():
 
 def test_every_feature_of_every_scale_against_pytorch():
     arrays, weights, pair = golden("pix2pixhd_multiscale_d_ndf4_num3")
-    config, variables = peers.patchgan(weights)
-    assert config == architecture.PatchGAN(width=4, norm="instance", scales=3, padding=2)
-    for scale, features in enumerate(build.discriminator(config).apply(variables, pair[..., :3], pair[..., 3:])):
+    config, variables = import_patchgan(weights)
+    assert config == networks.PatchGAN(width=4, norm="instance", scales=3, padding=2)
+    for scale, features in enumerate(make_discriminator(config).apply(variables, pair[..., :3], pair[..., 3:])):
         for layer, feature in enumerate(features):
             assert agree_in_8_bits(nchw(feature), arrays[f"infer.{scale}.{layer}"])
             assert relative_error(nchw(feature)[:, ::4], float32(f"multiscale.{scale}.{layer}")) <= TOLERANCE
@@ -98,7 +103,7 @@ def test_transposed_convolution_is_xlas(size):
     np.testing.assert_allclose(module.apply(variables, x), expected, atol=1e-5)
 
 
-# ---- sizes, costs, sight ------------------------------------------------------------------------------------------------
+# ---- sizes, costs, receptive fields -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -128,10 +133,10 @@ def test_flops_are_what_the_catalogue_says(name):
 @pytest.mark.parametrize(
     ("config", "field"),
     [
-        (architecture.PatchGAN(), 70),
-        (architecture.SeedPatchGAN(), 94),
-        (architecture.AutoRetouch(blocks=1), 23),
-        (architecture.Pix2Pix(levels=2), 18),
+        (networks.PatchGAN(), 70),
+        (networks.AutoRetouchPatchGAN(), 94),
+        (networks.AutoRetouch(blocks=1), 23),
+        (networks.Pix2Pix(levels=2), 18),
     ],
     ids=lambda value: getattr(value, "network", value),
 )
@@ -140,13 +145,13 @@ def test_receptive_fields(config, field):
 
 
 def test_the_recommended_network_sees_beyond_135_pixels_and_the_tiles_know_it():
-    config = architecture.Retouch(width=4)
+    config = networks.Retouch(width=4)
     seen = catalogue.receptive_field(config)
-    assert 135 < seen <= 2 * build.receptive_radius(config) + 1
+    assert 135 < seen <= 2 * config.receptive_radius + 1
 
 
 def test_the_models_verb_lists_every_network(capsys):
-    small = {"pix2pix": (architecture.Pix2Pix(width=2, levels=3), "x"), "patchgan": (architecture.PatchGAN(width=2), "y")}
+    small = {"pix2pix": (networks.Pix2Pix(width=2, levels=3), "x"), "patchgan": (networks.PatchGAN(width=2), "y")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(catalogue, "NETWORKS", small)
         assert cli.main(["models"]) == 0
@@ -169,17 +174,17 @@ def test_an_instance_norm_unet_is_refused_before_anything_is_written(tmp_path, c
 
 
 def random_retouch(**changes) -> Model:
-    config = architecture.Retouch(**({"width": 4, "levels": 2, "blocks": 1} | changes))
-    variables = build.generator(config).init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    config = networks.Retouch(**({"width": 4, "levels": 2, "blocks": 1} | changes))
+    variables = make_generator(config).init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
     rng = np.random.default_rng(0)
     return Model(config, jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), variables))
 
 
 def test_untrained_it_is_the_identity_and_leaves_everything_alone():
-    config = architecture.Retouch(width=4, levels=2, blocks=1)
+    config = networks.Retouch(width=4, levels=2, blocks=1)
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    variables = build.generator(config).init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
-    output, need = raw_output(Model(config, variables), image)
+    variables = make_generator(config).init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    output, need = network_output(Model(config, variables), image)
     np.testing.assert_array_equal(output, image)
     assert (need < config.gate).all()
 
@@ -187,7 +192,7 @@ def test_untrained_it_is_the_identity_and_leaves_everything_alone():
 @pytest.mark.parametrize("size", [(37, 50), (131, 70)])
 def test_its_tiles_do_not_show(size):
     model, image = random_retouch(), np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
-    whole, tiled = (raw_output(model, image, tile) for tile in (512, 32))
+    whole, tiled = (network_output(model, image, tile) for tile in (512, 32))
     assert np.abs(whole[0].astype(int) - tiled[0]).max() <= 1
     np.testing.assert_allclose(whole[1], tiled[1], atol=1e-4)
 
@@ -195,9 +200,9 @@ def test_its_tiles_do_not_show(size):
 def test_what_the_gate_closes_comes_back_bit_identical():
     image = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     model = random_retouch()
-    raw, need = raw_output(model, image)
+    raw, need = network_output(model, image)
     gate = float(np.median(need))
-    gated = retouch_array(Model(architecture.Retouch(width=4, levels=2, blocks=1, gate=gate), model.variables), image)
+    gated = retouch_array(Model(networks.Retouch(width=4, levels=2, blocks=1, gate=gate), model.variables), image)
     np.testing.assert_array_equal(gated[need < gate], image[need < gate])
     np.testing.assert_array_equal(gated[need >= gate], raw[need >= gate])
     assert (raw[need < gate] != image[need < gate]).any()
@@ -209,11 +214,11 @@ def test_space_to_depth_and_back():
     np.testing.assert_array_equal(space_to_depth(x)[0, 0, 0, :3], x[0, 0, 0])
 
 
-# ---- a peer's weights -----------------------------------------------------------------------------------------------------
+# ---- PyTorch's weights -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["pix2pix_unet128_ngf2", "pix2pixhd_global_ngf4_down3_blocks2"])
-def test_a_peers_generator_becomes_a_model(name, tmp_path, capsys):
+def test_a_pytorch_generator_becomes_a_model(name, tmp_path, capsys):
     arrays, weights, _ = golden(name)
     prefixed = {key.replace("model.", "model.model.", 1) if "unet" in name else key: value for key, value in weights.items()}
     np.savez(tmp_path / "peer.npz", **prefixed, **{"model.9.num_batches_tracked": np.array(7)})
@@ -227,11 +232,11 @@ def test_a_peers_generator_becomes_a_model(name, tmp_path, capsys):
 def test_what_does_not_fit_is_named():
     _, weights, _ = golden("pix2pix_unet128_ngf2")
     with pytest.raises(Refused, match="level 0 is missing"):
-        peers.generator({key: value for key, value in weights.items() if key != "model.0.weight"})
+        import_generator({key: value for key, value in weights.items() if key != "model.0.weight"})
     with pytest.raises(Refused, match="no place"):
-        peers.generator(weights | {"model.7.weight": np.zeros((1, 1, 4, 4))})
+        import_generator(weights | {"model.7.weight": np.zeros((1, 1, 4, 4))})
     with pytest.raises(Refused, match="first tensor is fc"):
-        peers.generator({"fc.weight": np.zeros(3)})
+        import_generator({"fc.weight": np.zeros(3)})
     _, weights, _ = golden("pix2pixhd_global_ngf4_down3_blocks2")
     with pytest.raises(Refused, match="another norm"):
-        peers.generator(weights | {"model.2.running_mean": np.zeros(4)})
+        import_generator(weights | {"model.2.running_mean": np.zeros(4)})

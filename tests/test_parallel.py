@@ -8,14 +8,15 @@ import numpy as np
 import optax
 import pytest
 from conftest import edited
-from test_hosts import Run
+from test_processes import Run
 
-from autoretouch_jax import ahead, parallel
 from autoretouch_jax.errors import Refused
-from autoretouch_jax.training import optim
-from autoretouch_jax.training.loop import Trainer
-from autoretouch_jax.training.program import lowered_step
-from autoretouch_jax.training.state import count, make_networks
+from autoretouch_jax.planning import tpu
+from autoretouch_jax.runtime import devices
+from autoretouch_jax.training import optimizers
+from autoretouch_jax.training.compilation import lowered_step
+from autoretouch_jax.training.state import make_networks, parameter_count
+from autoretouch_jax.training.trainer import Trainer
 
 STEPS = 20
 LOSSES = {"adversarial_weight": 1.0, "perceptual_weight": 1.0, "vgg_weights": "random", "perceptual_layers": ("relu1_2",)}
@@ -23,19 +24,20 @@ LOSSES = {"adversarial_weight": 1.0, "perceptual_weight": 1.0, "vgg_weights": "r
 # Plain gradient descent that keeps the last gradient: Adam's first step would blow up what is only rounding.
 PROGRAM = """
 import pickle, sys, jax, numpy as np, optax
-from autoretouch_jax import hosts, parallel
-from autoretouch_jax.training import loop, optim
+from autoretouch_jax.runtime import devices, processes
+from autoretouch_jax.training import optimizers
+from autoretouch_jax.training.trainer import Trainer
 config, steps, out = pickle.loads(open(sys.argv[1], "rb").read())
-optim.optimizer = lambda *_: optax.trace(0.0)
-with hosts.one_run(config.parallel):
-    trainer = loop.Trainer(config)
+optimizers.optimizer = lambda *_: optax.trace(0.0)
+with processes.one_run(config.parallel):
+    trainer = Trainer(config)
     state, batches, losses = trainer.init(), trainer.batches(0), []
     for step in range(steps):
         state, metrics = trainer.step(state, trainer.put(next(batches)), trainer.frozen)
         losses.append([float(metrics["loss/generator"]), float(metrics["loss/discriminator"])])
         if step == 0:
-            gradients = parallel.local([state.generator.opt.trace, state.discriminator.opt.trace])
-    if hosts.is_first():
+            gradients = devices.to_host([state.generator.opt_state.trace, state.discriminator.opt_state.trace])
+    if processes.is_first():
         open(out, "wb").write(pickle.dumps((gradients, losses)))
 """
 
@@ -47,14 +49,14 @@ def descent_config(small_config):
 
 def descended(config, monkeypatch, steps: int = STEPS):
     """The first gradients and the losses of some steps of plain gradient descent."""
-    monkeypatch.setattr(optim, "optimizer", lambda *_: optax.trace(0.0))
+    monkeypatch.setattr(optimizers, "optimizer", lambda *_: optax.trace(0.0))
     trainer = Trainer(config)
     state, batches, losses, gradients = trainer.init(), trainer.batches(0), [], None
     for _ in range(steps):
         state, metrics = trainer.step(state, trainer.put(next(batches)), trainer.frozen)
         losses.append([float(metrics["loss/generator"]), float(metrics["loss/discriminator"])])
         if gradients is None:
-            gradients = parallel.local([state.generator.opt.trace, state.discriminator.opt.trace])
+            gradients = devices.to_host([state.generator.opt_state.trace, state.discriminator.opt_state.trace])
     return gradients, losses
 
 
@@ -85,7 +87,7 @@ def test_batch_norm_of_each_device_is_the_same_in_both_modes(descent_config, mon
     jit, pmap = (descended(edited(config, parallel={"devices": 4, "mode": mode}), monkeypatch, 3) for mode in ("jit", "pmap"))
     assert_same(jit, pmap)
     alone = descended(config, monkeypatch, 1)
-    assert abs(alone[1][0][0] - jit[1][0][0]) > 1e-4 * abs(alone[1][0][0])  # it is felt that there are four
+    assert abs(alone[1][0][0] - jit[1][0][0]) > 1e-4 * abs(alone[1][0][0])  # statistics of two images, not of eight
 
 
 @pytest.mark.parametrize("change", [{"accumulate": 4}, {"accumulate": 2, "devices": 2}, {"remat": "full"}, {"remat": "norms"}])
@@ -105,15 +107,15 @@ def test_a_cut_optimizer_state_is_cut_and_changes_nothing(small_config):
             state, _ = trainer.step(state, trainer.put(next(batches)), trainer.frozen)
         states.append(state)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), *(s.generator.params for s in states))
-    kernel = states[1].generator.opt[-1].mu["block0"]["Conv_0"]["kernel"]
+    kernel = states[1].generator.opt_state.mu["block0"]["Conv_0"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 8
     assert states[1].generator.params["block0"]["Conv_0"]["kernel"].is_fully_replicated
 
 
 def collectives(config):
     networks, frozen = make_networks(config)
-    mesh = parallel.make_mesh(config.parallel, config.train.batch)
-    return ahead.collectives(lowered_step(config, networks, frozen, mesh).compile().as_text())
+    mesh = devices.make_mesh(config.parallel, config.train.batch)
+    return tpu.collectives(lowered_step(config, networks, frozen, mesh).compile().as_text())
 
 
 @pytest.mark.parametrize("blocks", [1, 5])
@@ -123,7 +125,7 @@ def test_a_step_communicates_once_a_network_and_only_gradients(descent_config, b
     found = collectives(config)
     trainer = Trainer(config)
     state = trainer.init()
-    parameters = count(state.generator.params) + count(state.discriminator.params)
+    parameters = parameter_count(state.generator.params) + parameter_count(state.discriminator.params)
     assert found.keys() == {"all-reduce"}
     assert found["all-reduce"]["count"] == 2
     assert found["all-reduce"]["bytes"] == pytest.approx(4 * parameters, rel=0.05)
@@ -164,6 +166,6 @@ def test_collectives_are_read_from_a_module_of_any_form():
   %all-reduce-done.2 = (f32[4]{0}, bf16[2,3]{1,0}) all-reduce-done(%all-reduce-start.2)
   %all-gather-start = (f32[2]{0}, f32[16]{0}) all-gather-start(f32[2] %d)
 """
-    found = ahead.collectives(text)
+    found = tpu.collectives(text)
     assert found["all-reduce"] == {"count": 2, "bytes": 40 + 16 + 12}
     assert found["all-gather"] == {"count": 1, "bytes": 64}

@@ -4,13 +4,12 @@ import jax
 import numpy as np
 import pytest
 from conftest import GOLDEN
+from reference_weights import seed_keras_variables
 
-from autoretouch_jax.architecture import AutoRetouch
-from autoretouch_jax.architecture import SeedPatchGAN as Seed
+from autoretouch_jax.config import AutoRetouch, AutoRetouchPatchGAN
 from autoretouch_jax.evaluation import metrics
+from autoretouch_jax.models import patchgan
 from autoretouch_jax.models.autoretouch import AutoRetouchGenerator
-from autoretouch_jax.models.patchgan import SeedPatchGAN
-from autoretouch_jax.models.peers import seed_keras_variables
 
 TOLERANCE = 1e-5
 
@@ -23,7 +22,11 @@ def golden() -> dict[str, np.ndarray]:
 
 def network(golden, case: str):
     arrays = {name.split("|")[1]: value for name, value in golden.items() if name.startswith(f"{case}/w")}
-    module = AutoRetouchGenerator(AutoRetouch(width=8, blocks=3)) if case == "G" else SeedPatchGAN(Seed(width=4))
+    module = (
+        AutoRetouchGenerator(AutoRetouch(width=8, blocks=3))
+        if case == "G"
+        else patchgan.AutoRetouchPatchGAN(AutoRetouchPatchGAN(width=4))
+    )
     inputs = [golden[f"{case}/in{i}"] for i in range(1 if case == "G" else 2)]
     return module, seed_keras_variables(arrays), inputs
 
@@ -54,7 +57,7 @@ def test_training_mode_and_moving_averages(golden, case):
     ("module", "images", "trainable", "total"),
     [
         (AutoRetouchGenerator(AutoRetouch()), 1, 4_594_051, 4_601_731),
-        (SeedPatchGAN(Seed()), 2, 2_769_601, 2_771_393),
+        (patchgan.AutoRetouchPatchGAN(AutoRetouchPatchGAN()), 2, 2_769_601, 2_771_393),
     ],
     ids=["generator", "discriminator"],
 )

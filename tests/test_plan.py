@@ -9,10 +9,12 @@ import jax
 import pytest
 from conftest import edited
 
-from autoretouch_jax import ahead, arithmetic, chips, cli, parallel, plan
-from autoretouch_jax import config as configs
+from autoretouch_jax import cli
+from autoretouch_jax.config import DataConfig
 from autoretouch_jax.errors import Refused
-from autoretouch_jax.training.program import lowered_step
+from autoretouch_jax.planning import chips, gpu, plan, tpu
+from autoretouch_jax.runtime import devices
+from autoretouch_jax.training.compilation import lowered_step
 from autoretouch_jax.training.state import make_networks
 
 GIB = 2**30
@@ -50,16 +52,16 @@ def test_the_roofline_is_the_slower_clock_and_then_the_network():
 def test_arithmetic_counts_the_flops_that_xla_counts(small_config):
     config = edited(small_config, generator={"width": 16, "blocks": 3}, train={"batch": 2})
     networks, frozen = make_networks(config)
-    mesh = parallel.make_mesh(config.parallel, 2)
+    mesh = devices.make_mesh(config.parallel, 2)
     xla = lowered_step(config, networks, frozen, mesh).compile().cost_analysis()["flops"]
-    assert arithmetic.estimate(config, 1)["flops"] == pytest.approx(xla, rel=0.15)
+    assert gpu.estimate(config, 1)["flops"] == pytest.approx(xla, rel=0.15)
 
 
 def test_arithmetic_grows_with_the_batch_and_shrinks_with_what_is_computed_again(small_config):
     big = edited(small_config, generator={"width": 16, "blocks": 8}, data={"crop": 128})
 
     def peak(**groups) -> int:
-        return arithmetic.estimate(edited(big, **groups), 1)["memory"]["peak"]
+        return gpu.estimate(edited(big, **groups), 1)["memory"]["peak"]
 
     assert 1.8 < peak(train={"batch": 8}) / peak(train={"batch": 4}) < 2.2
     assert peak(parallel={"remat": "full"}) < 0.8 * peak()
@@ -112,7 +114,7 @@ def test_a_plan_that_makes_no_sense_is_refused(words, message, capsys):
 
 @has_libtpu
 def test_the_real_step_is_compiled_for_a_slice_that_is_not_here_and_kept(small_config, tmp_path, monkeypatch):
-    config = plan.plannable(dataclasses.replace(small_config, data=configs.DataConfig(crop=32)))
+    config = plan.plannable(dataclasses.replace(small_config, data=DataConfig(crop=32)))
     machine = chips.read_slice("v5e:2x2")
     first = plan.analyse(config, machine)
     assert first["fits"]
@@ -141,9 +143,9 @@ def test_the_step_that_needs_too_much_is_told_from_the_compilers_words(small_con
                 "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (15.89G) exceeds available HBM (15.75G)."
             )
 
-    monkeypatch.setattr("autoretouch_jax.training.program.lowered_step", lambda *_: Lowered())
-    monkeypatch.setattr(parallel, "mesh_of_slice", lambda _: None)
-    found = ahead._analysis(small_config, "v5e:2x2")
+    monkeypatch.setattr("autoretouch_jax.training.compilation.lowered_step", lambda *_: Lowered())
+    monkeypatch.setattr(devices, "mesh_of_slice", lambda _: None)
+    found = tpu._analysis(small_config, "v5e:2x2")
     assert not found["fits"]
     assert (found["need"] / GIB, found["limit"] / GIB) == pytest.approx((15.89, 15.75))
     found |= {"batch_per_device": 1, "cached": False}

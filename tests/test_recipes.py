@@ -11,12 +11,14 @@ import pytest
 from conftest import edited
 from safetensors.numpy import load_file
 
-from autoretouch_jax import architecture, cli, rules
+from autoretouch_jax import cli
+from autoretouch_jax.config import networks
+from autoretouch_jax.config.validation import validate
 from autoretouch_jax.errors import Refused
-from autoretouch_jax.models.retouch import Retouched
+from autoretouch_jax.models.outputs import GeneratorOutput
 from autoretouch_jax.models.vgg import preprocess
 from autoretouch_jax.training import losses
-from autoretouch_jax.training.loop import Trainer
+from autoretouch_jax.training.trainer import Trainer
 
 TINY_D = ["--discriminator.width", "4"]
 RANDOM_VGG = ["--loss.vgg-weights", "random", "--loss.perceptual-layers", "relu1_1", "relu2_1"]
@@ -128,7 +130,7 @@ def test_epochs_become_steps(small_config):
 def test_dropout_is_a_function_of_seed_and_step(small_config):
     """The step of a U-Net with dropout, twice, and with a higher rate: everything else is the same."""
     config = edited(small_config, loss={"adversarial_weight": 0.0}, data={"crop": 64}, train={"batch": 1})
-    unet = architecture.Pix2Pix(width=2, levels=6)
+    unet = networks.Pix2Pix(width=2, levels=6)
     seen = []
     for rate in (0.5, 0.9):
         trainer = Trainer(dataclasses.replace(config, generator=dataclasses.replace(unet, dropout=rate)))
@@ -156,7 +158,7 @@ def test_the_masks_loss_by_hand():
     source, target = jnp.zeros((1, 1, 2, 3)), jnp.array([[[[0.0] * 3, [0.0, 0.0, 1.0]]]])
     logits = jnp.array([[[[-2.0], [3.0]]]])
     expected = np.mean([np.log1p(np.exp(-2.0)), np.log1p(np.exp(-3.0))])
-    assert float(losses.mask(Retouched(source, logits), source, target).mean()) == pytest.approx(expected, rel=1e-6)
+    assert float(losses.mask(GeneratorOutput(source, logits), source, target).mean()) == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_adversarial_weight_ramps_in(small_config):
@@ -182,20 +184,20 @@ def test_the_adversarial_weight_ramps_in(small_config):
 )
 def test_impossible_combinations_name_the_key(small_config, groups, key):
     with pytest.raises(Refused, match=key):
-        rules.validate(edited(small_config, **groups))
+        validate(edited(small_config, **groups))
 
 
 def test_the_crop_must_fit_the_networks_depth(small_config):
-    unet = dataclasses.replace(small_config, generator=architecture.Pix2Pix(levels=8))
+    unet = dataclasses.replace(small_config, generator=networks.Pix2Pix(levels=8))
     with pytest.raises(Refused, match="multiple of 256"):
-        rules.validate(unet)
+        validate(unet)
 
 
 def test_a_description_comes_back_from_json():
-    for kind in architecture.GENERATORS.values():
+    for kind in networks.GENERATORS.values():
         described = json.loads(json.dumps(dataclasses.asdict(kind())))
-        assert architecture.generator_from_json(described) == kind()
+        assert networks.generator_from_json(described) == kind()
     with pytest.raises(Refused, match="unknown"):
-        architecture.generator_from_json({"network": "autoretouch", "wdith": 3})
+        networks.generator_from_json({"network": "autoretouch", "wdith": 3})
     with pytest.raises(Refused, match="pix2pixhd_local"):
-        architecture.generator_from_json({"network": "stylegan"})
+        networks.generator_from_json({"network": "stylegan"})

@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from autoretouch_jax import cli
-from autoretouch_jax.data import crops, pipeline, prepare, records, tiles
+from autoretouch_jax.data import crops, pipeline, prepare, records, tile_codec
+from autoretouch_jax.data.folders import PairSource
+from autoretouch_jax.data.opening import open_source
 from autoretouch_jax.data.records import RecordSource
-from autoretouch_jax.data.sources import PairSource, open_source, whole
+from autoretouch_jax.data.sources import whole
 from autoretouch_jax.errors import BadInput, Refused
 from autoretouch_jax.training import loop
 
@@ -77,9 +79,9 @@ def test_a_crop_reads_only_the_tiles_it_touches(tmp_path, monkeypatch):
 
 def test_a_target_equal_to_its_source_takes_no_bytes():
     source, _ = images("smooth", 0, 128, 128)
-    same, other = tiles.encode(source, source), tiles.encode(source, 255 - source)
-    method, _, length = tiles.HEADER.unpack_from(same)
-    assert len(same) == tiles.HEADER.size + length < len(other)
+    same, other = tile_codec.encode(source, source), tile_codec.encode(source, 255 - source)
+    method, _, length = tile_codec.HEADER.unpack_from(same)
+    assert len(same) == tile_codec.HEADER.size + length < len(other)
     assert method
 
 
@@ -135,7 +137,7 @@ def test_prepared_again_it_is_the_same_and_what_was_damaged_is_made_anew(pair_fo
     assert cli.main(["data", "verify", str(out)]) == 1
     assert "shard-00001" in capsys.readouterr().err
     assert prepared(pair_folders, out, "--workers", "1") == 0
-    assert "shard-00001.arrayrecord: was damaged; written anew" in capsys.readouterr().err
+    assert "shard-00001.arrayrecord: was damaged; written again" in capsys.readouterr().err
     assert contents(out) == before
     assert cli.main(["data", "verify", str(out)]) == 0
 
@@ -193,9 +195,9 @@ def test_a_flipped_byte_is_found_named_and_trained_without(pair_folders, tmp_pat
     faults = pipeline.Faults(config.data, len(source))
     stream = pipeline.batches(source, config, 0, faults=faults)
     assert all(next(stream)["source"].shape == (8, 32, 32, 3) for _ in range(3))
-    (fault,) = faults.news()
+    (fault,) = faults.new_messages()
     assert "nested/face2 is damaged" in fault
-    assert not faults.news()
+    assert not faults.new_messages()
     strict = edited(config, data={"on_bad": "fail"})
     with pytest.raises(BadInput, match="nested/face2 is damaged"):
         [next(pipeline.batches(source, strict, step)) for step in range(3)]
@@ -288,30 +290,30 @@ def test_without_edits_crops_fall_anywhere_with_weight_one():
 # ---- position ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 4])
-def test_any_number_of_hosts_goes_on_with_the_same_global_sequence(module_pairs, small_config, hosts):
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_any_number_of_processes_goes_on_with_the_same_global_sequence(module_pairs, small_config, processes):
     form = {"root": None, "source": str(module_pairs[0]), "target": str(module_pairs[1]), "edit_crops": 0.5}
     config = edited(small_config, data=form)
     source = open_source(config.data)
     reference = pipeline.batches(source, config, 0)
     for _ in range(3):
         next(reference)
-    shares = [pipeline.batches(source, config, 3, host=pipeline.Host(number, hosts)) for number in range(hosts)]
+    shares = [pipeline.batches(source, config, 3, share=pipeline.Share(number, processes)) for number in range(processes)]
     for _ in range(2):
         expected, parts = next(reference), [next(share) for share in shares]
         for name, values in expected.items():
             np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), values)
 
 
-def test_an_epoch_covers_everything_once_whatever_the_hosts(tmp_path, small_config):
+def test_an_epoch_covers_everything_once_however_many_processes(tmp_path, small_config):
     y = np.zeros((32, 32, 3), np.uint8)
     pairs = save_pairs(tmp_path, [(y + np.uint8(number), y + np.uint8(number)) for number in range(24)])
     config = edited(small_config, data={"root": None, "source": str(pairs[0]), "target": str(pairs[1])})
     source = open_source(config.data)
     orders = []
     for _ in range(2):
-        hosts = [pipeline.batches(source, config, 0, host=pipeline.Host(number, 2)) for number in range(2)]
-        seen = [int(image[0, 0, 0]) for _ in range(6) for host in hosts for image in next(host)["target"]]
+        shares = [pipeline.batches(source, config, 0, share=pipeline.Share(number, 2)) for number in range(2)]
+        seen = [int(image[0, 0, 0]) for _ in range(6) for share in shares for image in next(share)["target"]]
         assert sorted(seen[:24]) == sorted(seen[24:]) == list(range(24))
         assert seen[:24] != seen[24:], "every epoch has an order of its own"
         orders.append(seen)

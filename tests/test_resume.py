@@ -17,7 +17,7 @@ from conftest import edited
 
 from autoretouch_jax.errors import BadInput, Refused
 from autoretouch_jax.training import loop
-from autoretouch_jax.training.checkpoint import Checkpoints
+from autoretouch_jax.training.checkpoints import Checkpoints
 
 
 def final_state(config, workdir: Path):

@@ -9,12 +9,13 @@ import optax
 import pytest
 from conftest import edited
 
-from autoretouch_jax import parallel
 from autoretouch_jax.config import OptimConfig, ParallelConfig
-from autoretouch_jax.training import losses, optim
-from autoretouch_jax.training.loop import Trainer
+from autoretouch_jax.models.pixels import to_float
+from autoretouch_jax.runtime import devices
+from autoretouch_jax.training import losses, optimizers
 from autoretouch_jax.training.state import init_state, make_networks
-from autoretouch_jax.training.step import _descend, to_float, train_step
+from autoretouch_jax.training.step import _apply_gradients, train_step
+from autoretouch_jax.training.trainer import Trainer
 
 LOSSES_ON = {"perceptual_weight": 1.0, "vgg_weights": "random", "perceptual_layers": ("relu1_2",)}
 
@@ -24,9 +25,9 @@ def batch(size: int = 8, crop: int = 32) -> dict[str, np.ndarray]:
     return {name: rng.integers(0, 256, (size, crop, crop, 3), dtype=np.uint8) for name in ("source", "target")}
 
 
-def spread(config, devices: int, mode: str):
+def spread(config, count: int, mode: str):
     """State and metrics after one step over so many devices."""
-    config = edited(config, parallel={"devices": devices, "mode": mode})
+    config = edited(config, parallel={"devices": count, "mode": mode})
     trainer = Trainer(config)
     return trainer.step(trainer.init(), trainer.put(batch()), trainer.frozen)
 
@@ -51,16 +52,16 @@ def test_the_generator_learns_through_the_updated_discriminator(small_config):
 
     def loss(params, judge):
         fake, _ = networks.generator.apply(
-            {"params": params, "batch_stats": before.generator.stats}, source, train=True, mutable=["batch_stats"]
+            {"params": params, "batch_stats": before.generator.batch_stats}, source, train=True, mutable=["batch_stats"]
         )
-        variables = {"params": judge.params, "batch_stats": judge.stats}
+        variables = {"params": judge.params, "batch_stats": judge.batch_stats}
         logits, _ = networks.discriminator.apply(variables, source, fake, train=True, mutable=["batch_stats"])
         return config.loss.adversarial_weight * losses.adversarial("lsgan", [[logits]]).mean()
 
     scale = 1 - config.optim.beta1
     through_updated = jax.tree.map(lambda g: scale * g, jax.grad(loss)(before.generator.params, after.discriminator))
     through_old = jax.tree.map(lambda g: scale * g, jax.grad(loss)(before.generator.params, before.discriminator))
-    ours = after.generator.opt[-1].mu
+    ours = after.generator.opt_state.mu
     assert relative(ours, through_updated) < 1e-4
     assert relative(ours, through_old) > 1e-2
 
@@ -72,11 +73,11 @@ def test_the_discriminators_moving_averages_see_real_then_fake(small_config):
     after, _ = trainer.step(trainer.init(), trainer.put(batch()), None)
     source, target = (to_float(jnp.asarray(batch()[name])) for name in ("source", "target"))
     fake = networks.generator.apply({"params": before.generator.params}, source)
-    stats = before.discriminator.stats
+    stats = before.discriminator.batch_stats
     for image in (target, fake):
         variables = {"params": before.discriminator.params, "batch_stats": stats}
         stats = networks.discriminator.apply(variables, source, image, train=True, mutable=["batch_stats"])[1]["batch_stats"]
-    assert relative(after.discriminator.stats, stats) < 1e-5
+    assert relative(after.discriminator.batch_stats, stats) < 1e-5
 
 
 def flops(function, *arguments) -> float:
@@ -86,9 +87,9 @@ def flops(function, *arguments) -> float:
 def bound_step(config):
     """The step of a config on one device, unwrapped, and its arguments."""
     networks, frozen = make_networks(config)
-    mesh = parallel.make_mesh(ParallelConfig(devices=1), config.train.batch)
+    mesh = devices.make_mesh(ParallelConfig(devices=1), config.train.batch)
     step = functools.partial(train_step, networks=networks, config=config)
-    return networks, parallel.wrap_step(step, mesh, "jit"), (init_state(config, networks), batch(8, 64), frozen)
+    return networks, devices.wrap_step(step, mesh, "jit"), (init_state(config, networks), batch(8, 64), frozen)
 
 
 def test_one_forward_costs_at_most_085_of_two(small_config):
@@ -103,7 +104,7 @@ def test_one_forward_costs_at_most_085_of_two(small_config):
         source, target = to_float(batch["source"]), to_float(batch["target"])
 
         def generate(params):
-            variables = {"params": params, "batch_stats": state.generator.stats}
+            variables = {"params": params, "batch_stats": state.generator.batch_stats}
             fake, moved = networks.generator.apply(variables, source, train=True, mutable=["batch_stats"])
             return fake, moved["batch_stats"]
 
@@ -115,23 +116,23 @@ def test_one_forward_costs_at_most_085_of_two(small_config):
         def d_loss(params):
             # The barrier keeps XLA from sharing this forward with the generator's.
             fake = jax.lax.optimization_barrier(generate(state.generator.params)[0])
-            real_logits, stats = judge(params, state.discriminator.stats, target)
+            real_logits, stats = judge(params, state.discriminator.batch_stats, target)
             fake_logits, stats = judge(params, stats, fake)
             return losses.discriminator("lsgan", [[real_logits]], [[fake_logits]]).mean(), stats
 
         def g_loss(params, discriminator):
             fake, stats = generate(params)
-            logits, _ = judge(discriminator.params, discriminator.stats, fake)
+            logits, _ = judge(discriminator.params, discriminator.batch_stats, fake)
             features = [networks.vgg.apply({"params": frozen}, image) for image in (fake, target)]
             pixel = losses.pixel("l1", fake, target, source, 1.0)
             return (pixel + losses.adversarial("lsgan", [[logits]]) + losses.perceptual(*features)).mean(), stats
 
         d_gradients, d_stats = jax.grad(d_loss, has_aux=True)(state.discriminator.params)
-        discriminator = _descend(state.discriminator, d_gradients, d_stats, 1e-4, config)
+        discriminator = _apply_gradients(state.discriminator, d_gradients, d_stats, 1e-4, config)
         params = jax.lax.optimization_barrier(state.generator.params)
         g_gradients, g_stats = jax.grad(g_loss, has_aux=True)(params, discriminator)
-        generator = _descend(state.generator, g_gradients, g_stats, 1e-4, config)
-        return generator, discriminator, optim.ema_update(state.ema, generator.params, 0.999, state.step)
+        generator = _apply_gradients(state.generator, g_gradients, g_stats, 1e-4, config)
+        return generator, discriminator, optimizers.ema_update(state.ema, generator.params, 0.999, state.step)
 
     ratio = flops(ours, *arguments) / flops(two_forwards, *arguments)
     assert 0.5 < ratio <= 0.85
@@ -174,7 +175,7 @@ def test_the_step_is_traced_once(small_config):
         traces.append(1)
         return train_step(*arguments, networks=trainer.networks, config=small_config)
 
-    step = parallel.wrap_step(counted, trainer.mesh, "jit")
+    step = devices.wrap_step(counted, trainer.mesh, "jit")
     for _ in range(3):
         state, _ = step(state, trainer.put(batch()), None)
     assert len(traces) == 1
@@ -204,7 +205,7 @@ def test_losses_by_hand():
 
 def test_schedule_does_not_depend_on_the_total_before_the_decay():
     optimizer = OptimConfig(warmup_steps=10, decay_share=0.25)
-    factor = lambda step, steps: float(optim.schedule(optimizer, steps, jnp.asarray(step)))  # noqa: E731
+    factor = lambda step, steps: float(optimizers.schedule(optimizer, steps, jnp.asarray(step)))  # noqa: E731
     assert factor(0, 100) == pytest.approx(0.1)
     assert factor(50, 100) == factor(50, 1000) == 1
     assert 0 < factor(99, 100) < 0.05

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from conftest import edited
 
-from autoretouch_jax import cli, sweep
-from autoretouch_jax import config as configs
-from autoretouch_jax.data.sources import PairSource
+from autoretouch_jax import cli
+from autoretouch_jax.config import load
+from autoretouch_jax.data.folders import PairSource
 from autoretouch_jax.errors import Refused
-from autoretouch_jax.stop import StopRequest
-from autoretouch_jax.sweep_report import as_python
+from autoretouch_jax.runtime.stop import StopRequest
+from autoretouch_jax.sweeps import study, sweep
+from autoretouch_jax.sweeps.report import as_python
 
 SPACE = """
 from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -65,7 +66,7 @@ def test_two_workers_killed_and_started_again_lose_no_trial_and_make_none_twice(
     assert len({row["loss.pixel_weight"] for row in rows}) == TRIALS  # the workers did not repeat each other's draws
     values = [float(row["psnr_rgb_u8"]) for row in rows if row["state"] == "finished"]
     assert values == sorted(values, reverse=True)
-    best = configs.load(folder / "best.py")
+    best = load(folder / "best.py")
     assert best.loss.pixel_weight == pytest.approx(float(rows[0]["loss.pixel_weight"]))
     assert (folder / "sweep.png").stat().st_size > 10_000
 
@@ -75,7 +76,7 @@ def test_the_winner_is_a_config_that_trains(small_config, tmp_path):
     far = "/data of the-studio/" + "a-very long-folder/" * 12  # nothing may be broken inside a text
     config = edited(small_config, data={"root": far})
     path.write_text(as_python(config, "Trial 3."))
-    assert configs.load(path) == config
+    assert load(path) == config
 
 
 def test_a_grid_is_all_its_combinations_and_a_stopped_worker_says_so(small_config, module_pairs, tmp_path, capsys):
@@ -108,14 +109,14 @@ def test_a_space_that_cannot_be_searched_is_refused(command, tmp_path, capsys, s
 def test_a_torn_line_in_the_journal_is_cut_off(tmp_path):
     journal = tmp_path / "journal.log"
     journal.write_bytes(b'{"a": 1}\n{"b"')
-    lock = sweep._Lock(journal)
+    lock = study.JournalLock(journal)
     lock.acquire()
     lock.release()
     assert journal.read_bytes() == b'{"a": 1}\n'
 
 
 def test_a_command_that_is_stopped_before_it_has_begun_says_so(command):
-    started = subprocess.Popen([sys.executable, "-m", "autoretouch_jax.start", *command], stdout=subprocess.DEVNULL)
+    started = subprocess.Popen([sys.executable, "-m", "autoretouch_jax.cli", *command], stdout=subprocess.DEVNULL)
     status = Path(f"/proc/{started.pid}/status")
     until = time.monotonic() + 60
     while not int(status.read_text().split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1:

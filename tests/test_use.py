@@ -8,12 +8,13 @@ import pytest
 from PIL import Image, ImageCms
 
 from autoretouch_jax import cli
-from autoretouch_jax.architecture import AutoRetouch
-from autoretouch_jax.data import faces
+from autoretouch_jax.config import AutoRetouch
+from autoretouch_jax.demo import faces
 from autoretouch_jax.errors import Refused
 from autoretouch_jax.evaluation import metrics
-from autoretouch_jax.models.autoretouch import AutoRetouchGenerator, receptive_radius
-from autoretouch_jax.models.bundle import Model, load_model, retouch_array, save_model
+from autoretouch_jax.inference.apply import retouch_array
+from autoretouch_jax.models.autoretouch import AutoRetouchGenerator
+from autoretouch_jax.models.folder import Model, load_model, save_model
 
 
 def random_model(**changes) -> Model:
@@ -50,7 +51,7 @@ def test_any_size_comes_back_and_the_tile_size_does_not_show(size):
 @pytest.mark.parametrize("blocks", [0, 2])
 def test_no_pixel_sees_beyond_the_receptive_radius(blocks):
     model = random_model(blocks=blocks)
-    radius, size = receptive_radius(model.config), 128
+    radius, size = model.config.receptive_radius, 128
     image = np.full((1, size, size, 3), 0.1, np.float32)
     poked = image.copy()
     poked[0, size // 2, size // 2] += 0.5
@@ -232,7 +233,7 @@ def test_retouch_refuses_before_it_writes(model_folder, tmp_path, capsys, monkey
 
 
 def test_the_demo_is_an_ordinary_run(tmp_path, monkeypatch, capsys):
-    from autoretouch_jax import demo
+    from autoretouch_jax.demo import demo
 
     monkeypatch.setattr(demo, "TRAINING_FACES", 4)
     monkeypatch.setattr(demo, "TRAINING_PHOTOS", 4)
@@ -257,7 +258,7 @@ def test_the_demo_is_an_ordinary_run(tmp_path, monkeypatch, capsys):
 
 
 def test_demo_time_becomes_steps_after_warm_up(small_config):
-    from autoretouch_jax import demo
+    from autoretouch_jax.demo import demo
 
     few, many = demo.steps_for(small_config, 0.01), demo.steps_for(small_config, 1.0)
-    assert demo.LEAST_STEPS <= few < many
+    assert demo.FEWEST_STEPS <= few < many

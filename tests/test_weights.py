@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from autoretouch_jax.errors import Refused
-from autoretouch_jax.models import torchfile, vgg, weights
+from autoretouch_jax.models import torchfile, vgg
+from autoretouch_jax.models.vgg_weights import load_vgg, vgg_params
+from autoretouch_jax.models.weights_file import read_arrays
+from autoretouch_jax.runtime.download import download
 
 LAYERS = ("relu1_2", "relu2_1")
 
@@ -33,16 +36,16 @@ def vgg_arrays(kind: str) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("kind", ["torchvision", "keras"])
 def test_both_layouts_give_the_same_parameters_and_their_own_preprocessing(kind):
-    params, found = weights.vgg_params(vgg_arrays(kind), "vgg16", LAYERS)
+    params, found = vgg_params(vgg_arrays(kind), "vgg16", LAYERS)
     assert found == kind
-    reference, _ = weights.vgg_params(vgg_arrays("keras"), "vgg16", LAYERS)
+    reference, _ = vgg_params(vgg_arrays("keras"), "vgg16", LAYERS)
     jax.tree.map(np.testing.assert_array_equal, params, reference)
     assert set(params) == {"conv1_1", "conv1_2", "conv2_1"}
 
 
 def test_features_against_a_plain_convolution(tmp_path):
     np.savez(tmp_path / "vgg.npz", **vgg_arrays("keras"))
-    module, params = weights.load_vgg("vgg16", ("relu1_1",), str(tmp_path / "vgg.npz"))
+    module, params = load_vgg("vgg16", ("relu1_1",), str(tmp_path / "vgg.npz"))
     image = np.random.default_rng(1).uniform(-1, 1, (1, 6, 6, 3)).astype(np.float32)
     feature = np.asarray(module.apply({"params": params}, image)["relu1_1"])
     caffe = (image[..., ::-1] * 127.5 + 127.5) - np.array([103.939, 116.779, 123.68], np.float32)
@@ -72,14 +75,14 @@ def test_layers_after_the_last_wanted_are_not_computed():
 def test_incomplete_and_misshapen_files_are_refused_by_name(tmp_path, arrays, message):
     np.savez(tmp_path / "vgg.npz", **arrays)
     with pytest.raises(Refused, match=message):
-        weights.load_vgg("vgg16", LAYERS, str(tmp_path / "vgg.npz"))
+        load_vgg("vgg16", LAYERS, str(tmp_path / "vgg.npz"))
 
 
 def test_broken_files_are_refused_by_name(tmp_path):
     for name, data in (("cut.npz", b"PK\x03\x04abc"), ("cut.pth", b"nonsense"), ("weights.bin", b"")):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(Refused, match=name):
-            weights.read_arrays(tmp_path / name)
+            read_arrays(tmp_path / name)
 
 
 # ---- state dicts written by PyTorch 2.13.0, in both of its file forms ---------------------------------------------------
@@ -107,10 +110,10 @@ def test_a_pickle_is_never_executed(tmp_path, capsys):
     with zipfile.ZipFile(tmp_path / "bomb.pth", "w") as archive:
         archive.writestr("bomb/data.pkl", pickle.dumps({"a": Bomb()}))
     with pytest.raises(Refused, match=r"bomb\.pth.*print"):
-        weights.read_arrays(tmp_path / "bomb.pth")
+        read_arrays(tmp_path / "bomb.pth")
     (tmp_path / "old.pth").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(Refused, match=r"old\.pth"):
-        weights.read_arrays(tmp_path / "old.pth")
+        read_arrays(tmp_path / "old.pth")
     assert capsys.readouterr().out == ""
 
 
@@ -139,14 +142,14 @@ def server():
 
 def test_a_download_is_checked_and_cached(server, tmp_path):
     digest = hashlib.sha256(BODY).hexdigest()
-    path = weights.download(f"{server}/vgg.pth", digest[:8], tmp_path)
+    path = download(f"{server}/vgg.pth", digest[:8], tmp_path)
     assert path.read_bytes() == BODY
-    assert weights.download("http://127.0.0.1:1/vgg.pth", digest[:8], tmp_path) == path, "the second time needs no server"
+    assert download("http://127.0.0.1:1/vgg.pth", digest[:8], tmp_path) == path, "the second time needs no server"
 
 
 @pytest.mark.parametrize(("name", "message"), [("cut.pth", "cut"), ("wrong.pth", "wrong checksum"), ("missing.pth", "404")])
 def test_a_bad_download_leaves_nothing(server, tmp_path, name, message):
     digest = "0" * 8 if name == "wrong.pth" else hashlib.sha256(BODY).hexdigest()[:8]
     with pytest.raises(Refused, match=message):
-        weights.download(f"{server}/{name}", digest, tmp_path)
+        download(f"{server}/{name}", digest, tmp_path)
     assert list(tmp_path.iterdir()) == []

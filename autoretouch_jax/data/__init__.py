@@ -1,1 +1,1 @@
-"""Files in, batches on devices out."""
+"""Files in, batches of training crops out."""

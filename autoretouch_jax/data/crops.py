@@ -1,4 +1,4 @@
-"""Where to cut: crops drawn more often where there is an edit, each with the weight that keeps the loss unbiased."""
+"""Where crops are cut: more often where there is an edit, each with the weight that keeps the losses unbiased."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 
 
 def edit_map(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """`uint8[h, w, 3]` twice → `uint8[⌈h / 16⌉, ⌈w / 16⌉]`: each cell's share of edited pixels in 1/255, rounded up."""
+    """`uint8[h, w, 3]` twice → `uint8[⌈h / 16⌉, ⌈w / 16⌉]`: the share of edited pixels of each cell, in 1/255, rounded up."""
     changed = (source != target).any(-1)
     height, width = changed.shape
     changed = np.pad(changed, ((0, -height % CELL), (0, -width % CELL)))
@@ -19,14 +19,14 @@ def edit_map(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 def draw(
     rng: np.random.Generator, height: int, width: int, edits: np.ndarray, side: int, share: float
 ) -> tuple[int, int, float]:
-    """Top and left of a square crop, and its weight.
+    """Returns top and left of a square crop, and its weight.
 
-    A share of the crops is placed around an edited cell (drawn by the root of its edited pixels, so that small spots count),
-    the rest anywhere. The weight is the uniform density of the place over the density it was drawn with (importance
-    sampling): weighted means over crops are what they would be with crops drawn anywhere.
+    A share of the crops is placed around an edited cell, the rest anywhere. The weight is the density of the position under
+    uniform drawing over the density it was drawn with (importance sampling). So weighted means over crops are what they would
+    be with crops drawn anywhere.
     """
     places = (height - side + 1, width - side + 1)
-    chances = np.sqrt(edits, dtype=np.float64)
+    chances = np.sqrt(edits, dtype=np.float64)  # the root, so that small spots are drawn too
     total = chances.sum()
     if share == 0 or total == 0:
         return int(rng.integers(places[0])), int(rng.integers(places[1])), 1.0
@@ -40,6 +40,7 @@ def draw(
         top, left = int(rng.integers(low_y[row], high_y[row])), int(rng.integers(low_x[column], high_x[column]))
     else:
         top, left = int(rng.integers(places[0])), int(rng.integers(places[1]))
+    # The density sums over all edited cells whose crops could have been this one.
     rows = (centre_y >= top) & (centre_y < top + side)
     columns = (centre_x >= left) & (centre_x < left + side)
     inside = chances[np.ix_(rows, columns)]
@@ -48,6 +49,6 @@ def draw(
 
 
 def _reach(cells: int, size: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each cell along an axis: first and end of the crops' positions that hold its centre, and the centre."""
+    """For each cell along an axis: the first position of a crop that holds its centre, the end of these, and the centre."""
     centre = np.minimum(np.arange(cells) * CELL + CELL // 2, size - 1)
     return np.maximum(0, centre - side + 1), np.minimum(centre, size - side) + 1, centre

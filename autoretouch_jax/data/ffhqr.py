@@ -1,4 +1,4 @@
-"""FFHQ and FFHQR as they come: two folders or tar files, flat or nested, paired by number, checked against the published md5s.
+"""FFHQ and FFHQR as they are published, and any two folders or tar files: their files, pairs, splits and checksums.
 
 FFHQ: Karras, Laine and Aila 2019. FFHQR: Shafaei, Little and Schmidt 2021, whose authors split by folder.
 """
@@ -7,21 +7,22 @@ import hashlib
 import json
 import tarfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from autoretouch_jax.data.images import SUFFIXES, list_images
-from autoretouch_jax.data.sources import some
-from autoretouch_jax.errors import Refused
+from autoretouch_jax.data.images import SUFFIXES
+from autoretouch_jax.data.pairing import match_all, named_images, unique_names
+from autoretouch_jax.errors import Refused, summarise
 
 LICENSE = (
     "FFHQR: CC BY-NC-SA 4.0 (https://creativecommons.org/licenses/by-nc-sa/4.0/). FFHQ: CC BY-NC-SA 4.0 as a data set "
     "(NVIDIA); each photo has a licence of its own, listed with the data set"
 )
-FIRST_VALIDATION, FIRST_TEST = 56_000, 63_000  # folders 00000-55000, 56000-62000, 63000-69000
+# The official split: folders 00000-55000 for training, 56000-62000 for validation, 63000-69000 for testing.
+FIRST_VALIDATION, FIRST_TEST, IMAGES = 56_000, 63_000, 70_000
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class File:
     size: int = -1
 
     def read(self) -> bytes:
-        """All of its bytes."""
+        """Returns all of its bytes."""
         with self.path.open("rb") as file:
             file.seek(self.offset)
             return file.read(self.size)
@@ -43,85 +44,78 @@ class File:
         return f"{self.path}/{self.member}" if self.member else str(self.path)
 
 
-Splits = dict[str, list[tuple[str, File, File]]]
+Splits = dict[str, list[tuple[str, File, File]]]  # for each split the pairs' names, sources and targets
 
 
 def ffhqr_splits(source: Path, target: Path, md5: Path | None) -> Splits:
-    """FFHQ and FFHQR, each a folder or a tar file, in the official split.
+    """Returns the pairs of FFHQ and FFHQR, each a folder or a tar file, in the official split.
 
     Images are paired by number, whatever the layout. With `md5`, FFHQ's `ffhq-dataset-v2.json`, every source is checked. Raises
-    Refused, naming the files, when they do not pair up, or are not the published ones.
+    Refused, naming the files, when they do not pair up or are not the published ones.
     """
-    sources, targets = _by_number(source), _by_number(target)
-    _refuse_lonely(sources, targets, (source, target))
+    sources = _by_number(source)
+    pairs = match_all(sources, _by_number(target), (source, target))
     if md5:
         _check_md5(sources, md5)
     splits: Splits = {"train": [], "validation": [], "test": []}
-    for number in sorted(sources):
-        split = "train" if int(number) < FIRST_VALIDATION else "validation" if int(number) < FIRST_TEST else "test"
-        splits[split].append((number, sources[number], targets[number]))
+    for number, files in pairs.items():
+        splits[official_split(int(number))].append((number, *files))
     return splits
 
 
+def official_split(number: int) -> str:
+    """The split of FFHQR's authors that an image of FFHQ is in."""
+    return "train" if number < FIRST_VALIDATION else "validation" if number < FIRST_TEST else "test"
+
+
 def folder_splits(source: Path, target: Path, validation: float, test: float) -> Splits:
-    """Any two folders or tar files, paired by path without ending; the split of a pair depends on its name alone."""
-    sources, targets = (_by_name(root, lambda name: name) for root in (source, target))
-    _refuse_lonely(sources, targets, (source, target))
+    """Returns the pairs of any two folders or tar files, in splits of these shares.
+
+    The split of a pair depends on its name alone, so that it stays when other pairs are added.
+    """
+    sources, targets = (unique_names(root, _files(root)) for root in (source, target))
+    pairs = match_all(sources, targets, (source, target))
     splits: Splits = {"train": [], "validation": [], "test": []}
-    for name in sorted(sources):
-        place = zlib.crc32(name.encode()) / 2**32
-        split = "test" if place < test else "validation" if place < test + validation else "train"
-        splits[split].append((name, sources[name], targets[name]))
+    for name, files in pairs.items():
+        draw = zlib.crc32(name.encode()) / 2**32  # in [0, 1), a function of the name
+        split = "test" if draw < test else "validation" if draw < test + validation else "train"
+        splits[split].append((name, *files))
     if not splits["train"]:
         raise Refused("no pair is left to train on; lower --validation and --test")
     return splits
 
 
 def _by_number(root: Path) -> dict[str, File]:
-    """Files by the five digits that name them; others (such as FFHQ's thumbnails' folders) count by their own names too."""
-    files = _by_name(root, lambda name: name.rsplit("/", 1)[-1])
+    """Returns the files by the five digits that name them. Refuses other names, such as those of FFHQ's thumbnails."""
+    files = unique_names(root, [(name.rsplit("/", 1)[-1], file) for name, file in _files(root)])
     odd = [str(file) for name, file in files.items() if not (name.isdigit() and len(name) == 5)]
     if odd:
-        raise Refused(f"{root}: not FFHQ's names (00000 to 69999): {some(odd)}; for other pairs build `retouch_pairs`")
+        raise Refused(f"{root}: not FFHQ's names (00000 to 69999): {summarise(odd)}; for other pairs build `retouch_pairs`")
     return files
 
 
-def _by_name(root: Path, key: Callable[[str], str]) -> dict[str, File]:
-    found: dict[str, File] = {}
-    for name, file in _files(root):
-        if (name := key(name)) in found:
-            raise Refused(f"{root}: {found[name]} and {file} have the same name {name}; keep one of them")
-        found[name] = file
-    if not found:
-        raise Refused(f"{root}: holds no images")
-    return found
-
-
 def _files(root: Path) -> list[tuple[str, File]]:
-    """`(path without ending, file)` for every image below a folder or in a tar file."""
+    """Returns `(path without ending, file)` of every image below a folder or in a tar file. Raises Refused without any."""
     if root.is_dir():
-        return [(path.relative_to(root).with_suffix("").as_posix(), File(path)) for path in list_images(root)]
+        return [(name, File(path)) for name, path in named_images(root, "folder")]
     if not root.is_file():
         raise Refused(f"{root}: no such folder or tar file")
     try:
         with tarfile.open(root, "r:") as archive:
-            return [
+            files = [
                 (Path(member.name).with_suffix("").as_posix(), File(root, member.name, member.offset_data, member.size))
                 for member in archive
                 if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES
             ]
     except tarfile.TarError as error:
         raise Refused(f"{root}: not an uncompressed tar file ({error}); unpack it first") from error
-
-
-def _refuse_lonely(sources: Mapping[str, File], targets: Mapping[str, File], roots: tuple[Path, Path]) -> None:
-    lonely = [f"{name} (only in source)" for name in sorted(sources.keys() - targets.keys())]
-    lonely += [f"{name} (only in target)" for name in sorted(targets.keys() - sources.keys())]
-    if lonely:
-        raise Refused(f"{roots[0]} and {roots[1]} do not pair up: {some(lonely)}; add the missing or remove the extra files")
+    if not files:
+        raise Refused(f"{root}: holds no images")
+    return files
 
 
 def _check_md5(sources: Mapping[str, File], path: Path) -> None:
+    """Refuses sources that are not the published ones, naming them."""
     try:
         images = [entry["image"] for entry in json.loads(path.read_text()).values()]
         published = {Path(image["file_path"]).stem: image["file_md5"] for image in images}
@@ -133,4 +127,4 @@ def _check_md5(sources: Mapping[str, File], path: Path) -> None:
         if hashlib.md5(file.read(), usedforsecurity=False).hexdigest() != published.get(number)
     ]
     if wrong:
-        raise Refused(f"not as FFHQ published them (md5): {some(wrong)}; download them again")
+        raise Refused(f"not as FFHQ published them (md5): {summarise(wrong)}; download them again")

@@ -1,6 +1,8 @@
 """Image files: what their headers and trailers tell, and how they are decoded. Arrays are uint8 `[H, W, 3]`, RGB."""
 
+import contextlib
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -11,12 +13,13 @@ from PIL import Image
 from autoretouch_jax.errors import BadInput
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-TAIL = 4096  # bytes looked at for a JPEG's end mark: cameras append padding and previews
+TAIL = 4096  # bytes in which a JPEG's end mark is looked for: cameras append padding and previews
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for files it cannot read
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the first bytes of a file tell."""
+    """What the first bytes of a file tell. Sizes are pixels; `mode` is Pillow's."""
 
     width: int
     height: int
@@ -24,7 +27,7 @@ class Header:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Every image file below `folder`, sorted; hidden files and folders are left out."""
+    """Returns every image file below `folder`, sorted. Hidden files and folders are left out."""
     return sorted(
         path
         for path in folder.rglob("*")
@@ -33,12 +36,12 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def read_header(path: Path) -> tuple[Header | None, str]:
-    """The header and what is wrong with the file ("" when nothing is), without decoding any pixel."""
+    """Returns the header, and what is wrong with the file ("" when nothing is), without decoding a pixel."""
     try:
         with Image.open(path) as image:
             header = Header(*image.size, image.mode)
             kind = image.format or ""
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         return None, f"not a readable image ({error})"
     if header.mode.startswith(("I", "F")):
         return header, f"{header.mode} pixels (more than 8 bits a channel); convert it to 8 bits"
@@ -46,6 +49,7 @@ def read_header(path: Path) -> tuple[Header | None, str]:
 
 
 def _ends_well(path: Path, kind: str) -> bool:
+    """Whether the mark or the length by which the format ends is there: a cut download has a sound header."""
     size = path.stat().st_size
     with path.open("rb") as file:
         if kind == "WEBP":
@@ -59,18 +63,35 @@ def _ends_well(path: Path, kind: str) -> bool:
     return True
 
 
-def read_rgb(path: Path | BinaryIO, name: str = "") -> np.ndarray:
-    """Decode to uint8 `[H, W, 3]`. An alpha channel of 255 everywhere is dropped; raises BadInput for any other, by name.
+@contextlib.contextmanager
+def decoded(path: Path | BinaryIO, name: str = "") -> Iterator[Image.Image]:
+    """Opens an image and decodes its pixels. An open file has no name of its own: give one for the messages.
 
-    An open file has no name of its own: give one.
+    Raises BadInput, by name, when it cannot be decoded.
     """
     name = name or str(path)
     try:
         with Image.open(path) as image:
             image.load()
-            has_alpha = "A" in image.getbands() or "transparency" in image.info
-            if has_alpha and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
-                raise BadInput(f"{name}: has transparent pixels; flatten it onto the background it is meant for")
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+            yield image
+    except UNREADABLE as error:
         raise BadInput(f"{name}: cannot be decoded ({error}); replace or remove it") from error
+
+
+def split_alpha(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
+    """A decoded image as RGB, uint8 `[H, W, 3]`, and its alpha channel, uint8 `[H, W]`, where there is one."""
+    has_alpha = "A" in image.getbands() or "transparency" in image.info
+    alpha = np.asarray(image.convert("RGBA").getchannel("A")) if has_alpha else None
+    return np.asarray(image.convert("RGB")), alpha
+
+
+def read_rgb(path: Path | BinaryIO, name: str = "") -> np.ndarray:
+    """Decodes an image to uint8 `[H, W, 3]`. An alpha channel of 255 everywhere is dropped.
+
+    Raises BadInput, by name, for a file that cannot be decoded or that has transparent pixels. `name` as in `decoded`.
+    """
+    with decoded(path, name) as image:
+        pixels, alpha = split_alpha(image)
+    if alpha is not None and (alpha != 255).any():
+        raise BadInput(f"{name or path}: has transparent pixels; flatten it onto the background it is meant for")
+    return pixels

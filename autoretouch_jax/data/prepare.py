@@ -1,11 +1,10 @@
 """`autoretouch data prepare`: pairs → records made for training (`records.py`), in parallel, resumable, verified bit by bit.
 
-The same pairs give the same bytes, however many workers there are and however often the work was interrupted: a shard holds a
-fixed run of pairs and appears, with the file that describes it, whole or not at all.
+A shard holds a fixed run of pairs and appears, with the file that describes it, whole or not at all. So the same pairs give the
+same bytes, however many workers there are and however often the work was interrupted.
 """
 
 import concurrent.futures
-import functools
 import hashlib
 import json
 import multiprocessing
@@ -20,7 +19,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tqdm import tqdm
 
-from autoretouch_jax.data import tiles
+from autoretouch_jax.data import tile_codec
 from autoretouch_jax.data.crops import CELL
 from autoretouch_jax.data.records import (
     FORMAT,
@@ -32,35 +31,35 @@ from autoretouch_jax.data.records import (
     tile_side,
     write_example,
 )
-from autoretouch_jax.data.sources import some
-from autoretouch_jax.errors import BadInput, Refused
+from autoretouch_jax.errors import BadInput, Refused, summarise
+from autoretouch_jax.runtime import storage
 
-SHARD_PIXELS = 1 << 26  # pixels of the pairs in one shard: 64 of 1024², some 90 MB
+SHARD_PIXELS = 1 << 26  # pixels of the pairs in one shard: 64 pairs of 1024², about 90 MB
 
 
 class Pairs(Protocol):
-    """What is prepared: it travels to the workers, so it must be picklable."""
+    """What is prepared. It is sent to the worker processes, so it must be picklable."""
 
     @property
     def names(self) -> list[str]:
-        """One for each pair."""
+        """A name for each pair."""
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """Height and width."""
+        """Height and width of each pair, in pixels."""
 
     @property
     def license(self) -> str | None:
-        """The data's, if it is stated."""
+        """The data's licence, if it is stated."""
 
     def part(self, indices: range) -> "Pairs":
-        """Some of them, for one worker."""
+        """Returns a run of the pairs, for one worker."""
 
     def stamp(self, index: int) -> str:
-        """Something that changes when the pair does."""
+        """Returns a text that changes when the pair does."""
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Source and target, `uint8[h, w, 3]`; raises BadInput when they cannot be decoded."""
+        """Returns source and target, `uint8[h, w, 3]`. Raises BadInput when they cannot be decoded."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +72,13 @@ class Job:
 
 
 def run(pairs: Pairs, out: Path, workers: int, on_bad: str, license: str | None) -> int:
-    """Write, or complete, the records in `out`. Returns the exit status: 1 when pairs had to be left out."""
+    """Writes or completes the records in `out`. Returns the exit status: 1 when pairs had to be left out."""
     if not pairs.names:
         raise Refused("there are no pairs to prepare")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for stale in [*out.glob("*.part"), out / INDEX]:  # while shards change no index may describe them
+        # Unfinished files of a killed run go, and so does the index: while shards change, none may describe them.
+        for stale in [*out.glob("*.part"), out / INDEX]:
             stale.unlink(missing_ok=True)
     except OSError as error:
         raise Refused(f"--out {out}: cannot be written ({error}); choose another folder") from error
@@ -89,7 +89,7 @@ def run(pairs: Pairs, out: Path, workers: int, on_bad: str, license: str | None)
 
 
 def _write_all(jobs: Sequence[Job], workers: int) -> list[dict[str, Any]]:
-    """Every job's description, in order. The first exception stops what has not begun."""
+    """Returns every shard's description, in order. The first exception cancels the jobs that have not begun."""
     shards: list[dict[str, Any]] = [{}] * len(jobs)
     with _bar(sum(len(job.pairs.names) for job in jobs)) as bar, _pool(workers, len(jobs)) as pool:
         futures = {pool.submit(_shard, job): number for number, job in enumerate(jobs)}
@@ -97,8 +97,8 @@ def _write_all(jobs: Sequence[Job], workers: int) -> list[dict[str, Any]]:
             for future in concurrent.futures.as_completed(futures):
                 number = futures[future]
                 shards[number] = future.result()
-                if why := shards[number].pop("rewritten", ""):
-                    bar.write(f"{jobs[number].path}: {why}; written anew", file=sys.stderr)
+                if reason := shards[number].pop("rewritten", ""):
+                    bar.write(f"{jobs[number].path}: {reason}; written again", file=sys.stderr)
                 bar.update(len(jobs[number].pairs.names))
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -107,7 +107,7 @@ def _write_all(jobs: Sequence[Job], workers: int) -> list[dict[str, Any]]:
 
 
 def _finish(out: Path, shards: list[dict[str, Any]], license: str | None) -> int:
-    """Write the index, say what there is, and return the exit status."""
+    """Writes the index, prints what there is, and returns the exit status."""
     examples = [
         astuple(Entry(name, height, width, side, number, first))
         for number, shard in enumerate(shards)
@@ -115,10 +115,10 @@ def _finish(out: Path, shards: list[dict[str, Any]], license: str | None) -> int
     ]
     faults = [fault for shard in shards for fault in shard["faults"]]
     if not examples:
-        raise BadInput(f"no pair could be read: {some(faults)}")
+        raise BadInput(f"no pair could be read: {summarise(faults)}")
     kept = [{key: shard[key] for key in ("file", "bytes", "sha256")} for shard in shards]
     index = {"format": FORMAT, "license": license, "cell": CELL, "shards": kept, "examples": examples}
-    _write_json(out / INDEX, index)
+    storage.write(out / INDEX, json.dumps(index))
     size, pixels = (sum(shard[key] for shard in shards) for key in ("bytes", "pixels"))
     density = 8 * size / max(1, pixels)
     print(f"{out}: {len(examples)} pairs in {len(shards)} shard(s), {size / 1e6:.1f} MB, {density:.2f} bits a pair of pixels")
@@ -128,7 +128,7 @@ def _finish(out: Path, shards: list[dict[str, Any]], license: str | None) -> int
 
 
 def verify(root: Path) -> int:
-    """Read and decode everything, name what is damaged. Returns the exit status."""
+    """Reads and decodes everything, and names what is damaged. Returns the exit status."""
     source = RecordSource(root)
     faults = []
     for pair in tqdm((source[i] for i in range(len(source))), total=len(source), desc="verifying", unit="pair", disable=None):
@@ -144,7 +144,7 @@ def verify(root: Path) -> int:
 
 
 def _split(sizes: Sequence[tuple[int, int]]) -> Iterator[range]:
-    """Runs of pairs of at most SHARD_PIXELS, in order."""
+    """Yields runs of pairs of at most SHARD_PIXELS, in order. A larger pair has a shard of its own."""
     start, pixels = 0, 0
     for index, (height, width) in enumerate(sizes):
         if index > start and pixels + height * width > SHARD_PIXELS:
@@ -155,9 +155,9 @@ def _split(sizes: Sequence[tuple[int, int]]) -> Iterator[range]:
 
 
 def _remove_surplus(out: Path, jobs: Sequence[Job]) -> None:
-    """Shards of an earlier, longer list of pairs."""
-    wanted = {job.path.name for job in jobs}
-    surplus = [path for path in out.glob("shard-*.arrayrecord") if path.name not in wanted]
+    """Removes shards that an earlier, longer list of pairs has left."""
+    needed = {job.path.name for job in jobs}
+    surplus = [path for path in out.glob("shard-*.arrayrecord") if path.name not in needed]
     for path in surplus:
         path.unlink()
         path.with_suffix(".json").unlink(missing_ok=True)
@@ -169,7 +169,7 @@ def _cores() -> int:
 
 def _pool(workers: int, jobs: int) -> concurrent.futures.Executor:
     if min(workers, jobs) == 1:
-        return concurrent.futures.ThreadPoolExecutor(1)
+        return concurrent.futures.ThreadPoolExecutor(1)  # spares a process its start of a second
     return concurrent.futures.ProcessPoolExecutor(min(workers, jobs), mp_context=multiprocessing.get_context("spawn"))
 
 
@@ -178,83 +178,66 @@ def _bar(total: int) -> tqdm:
 
 
 def _shard(job: Job) -> dict[str, Any]:
-    """Write one shard, unless it is there and whole; returns its description."""
+    """Writes one shard, unless it is there and whole, and returns its description."""
     pairs = job.pairs
-    stamp = hashlib.sha256(
-        repr([FORMAT, tiles.LEVELS, [(name, pairs.stamp(index)) for index, name in enumerate(pairs.names)]]).encode()
-    )
-    described = job.path.with_suffix(".json")
-    before = json.loads(described.read_text()) if described.is_file() else None
-    if before and before["stamp"] == stamp.hexdigest() and not (before["faults"] and job.on_bad == "fail"):
-        if job.path.is_file() and _sha256(job.path) == before["sha256"]:
+    # The stamp covers all that the shard's bytes depend on.
+    inputs = [FORMAT, tile_codec.LEVELS, [(name, pairs.stamp(index)) for index, name in enumerate(pairs.names)]]
+    stamp = hashlib.sha256(repr(inputs).encode()).hexdigest()
+    description = job.path.with_suffix(".json")
+    before = json.loads(description.read_text()) if description.is_file() else None
+    if before and before["stamp"] == stamp and not (before["faults"] and job.on_bad == "fail"):
+        if job.path.is_file() and storage.sha256(job.path) == before["sha256"]:
             return before
-        return _write_shard(job, stamp.hexdigest()) | {"rewritten": "was damaged"}
-    return _write_shard(job, stamp.hexdigest())
+        return _write_shard(job, stamp) | {"rewritten": "was damaged"}
+    return _write_shard(job, stamp)
 
 
 def _write_shard(job: Job, stamp: str) -> dict[str, Any]:
-    part = job.path.with_suffix(".part")
-    writer = ArrayRecordWriter(str(part), WRITER_OPTIONS)
     examples: list[tuple[Any, ...]] = []
     digests, faults, first, pixels = [], [], 0, 0
-    for index, name in enumerate(job.pairs.names):
-        try:
-            source, target = job.pairs.read(index)
-        except BadInput as error:
-            if job.on_bad == "fail":
-                raise
-            faults.append(str(error))
-            continue
-        height, width = source.shape[:2]
-        write_example(writer, source, target)
-        entry = Entry(name, height, width, tile_side(height, width), 0, first)
-        examples.append((entry.name, height, width, entry.side, first))
-        digests.append(_digest(source, target))
-        first += entry.records
-        pixels += height * width
-    writer.close()
-    _verify_shard(part, examples, digests)
-    description = {
-        "file": job.path.name,
-        "bytes": part.stat().st_size,
-        "sha256": _sha256(part),
-        "stamp": stamp,
-        "pixels": pixels,
-        "examples": examples,
-        "faults": faults,
-    }
-    part.replace(job.path)
-    _write_json(job.path.with_suffix(".json"), description)
+    with storage.replacing(job.path) as part:
+        writer = ArrayRecordWriter(str(part), WRITER_OPTIONS)
+        for index, name in enumerate(job.pairs.names):
+            try:
+                source, target = job.pairs.read(index)
+            except BadInput as error:
+                if job.on_bad == "fail":
+                    raise
+                faults.append(str(error))
+                continue
+            height, width = source.shape[:2]
+            write_example(writer, source, target)
+            entry = Entry(name, height, width, tile_side(height, width), 0, first)
+            examples.append((entry.name, height, width, entry.side, first))
+            digests.append(_digest(source, target))
+            first += entry.records
+            pixels += height * width
+        writer.close()
+        _verify_shard(part, examples, digests)
+        description = {
+            "file": job.path.name,
+            "bytes": part.stat().st_size,
+            "sha256": storage.sha256(part),
+            "stamp": stamp,
+            "pixels": pixels,
+            "examples": examples,
+            "faults": faults,
+        }
+    # The description comes second: killed in between, the shard is found without one and written again.
+    storage.write(job.path.with_suffix(".json"), json.dumps(description))
     return description
 
 
 def _verify_shard(path: Path, examples: Sequence[tuple[Any, ...]], digests: Sequence[bytes]) -> None:
-    """Decode what was written and compare it with what was to be written."""
+    """Decodes what was written and compares it with what was to be written. Raises BadInput when they differ."""
     reader = ArrayRecordReader(str(path), READER_OPTIONS)
     for (name, height, width, side, first), digest in zip(examples, digests, strict=True):
         entry = Entry(name, height, width, side, 0, first)
         data = reader.read(list(range(first + 1, first + entry.records)))
-        if _digest(*tiles.decode(data, entry.grid[1], side, (0, 0, height, width))) != digest:
+        if _digest(*tile_codec.decode(data, entry.grid[1], side, (0, 0, height, width))) != digest:
             raise BadInput(f"{path}: {name} did not come back as it was written; is the disk or the memory faulty?")
     reader.close()
 
 
 def _digest(source: np.ndarray, target: np.ndarray) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(source).tobytes() + np.ascontiguousarray(target).tobytes()).digest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(functools.partial(file.read, 1 << 22), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _write_json(path: Path, value: Any) -> None:
-    part = path.with_name(path.name + ".part")
-    with part.open("w") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

@@ -1,8 +1,8 @@
 """Records made for training: pairs in ArrayRecord shards, lossless, readable by example and by crop.
 
 A folder holds `index.json` and `shard-NNNNN.arrayrecord` files. Each example is a run of records: first its edit map
-(`crops.edit_map`, raw), then its tiles (`tiles.encode`) row by row, so that a crop reads and decodes only the tiles it touches.
-ArrayRecord checks a hash of every record it reads. An image is padded on the right and below to whole tiles.
+(`crops.edit_map`, raw), then its tiles (`tile_codec.encode`) row by row. Reading a crop decodes only the tiles it overlaps.
+ArrayRecord checks a hash of every record it reads. An image is padded on the right and at the bottom to whole tiles.
 """
 
 import json
@@ -15,20 +15,21 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from autoretouch_jax import files
-from autoretouch_jax.data import tiles
+from autoretouch_jax.config.paths import is_remote
+from autoretouch_jax.data import tile_codec
 from autoretouch_jax.data.crops import CELL, Box, edit_map
 from autoretouch_jax.errors import BadInput, Refused
+from autoretouch_jax.runtime import storage
 
 FORMAT = 1
 INDEX = "index.json"
-WRITER_OPTIONS = "group_size:1,uncompressed"  # every record on its own, and packed already
-READER_OPTIONS = "readahead_buffer_size:0"
+WRITER_OPTIONS = "group_size:1,uncompressed"  # records are read one by one, and the codec has packed them already
+READER_OPTIONS = "readahead_buffer_size:0"  # reads are random, so what follows is seldom wanted
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where an example is: its shard's number, its first record, and what is needed to count and decode its tiles."""
+    """Where an example is: its shard's number, its first record, and the sizes by which its tiles are counted and decoded."""
 
     name: str
     height: int
@@ -44,17 +45,17 @@ class Entry:
 
     @property
     def records(self) -> int:
-        """Records of this example."""
+        """How many records this example has."""
         return 1 + self.grid[0] * self.grid[1]
 
 
 def tile_side(height: int, width: int) -> int:
-    """128, or less for an image that is smaller."""
-    return min(tiles.SIDE, -(-max(height, width) // 16) * 16)
+    """The side of an image's tiles, in pixels: 128, or less for a smaller image."""
+    return min(tile_codec.SIDE, -(-max(height, width) // 16) * 16)
 
 
 def write_example(writer: ArrayRecordWriter, source: np.ndarray, target: np.ndarray) -> None:
-    """Append one pair, `uint8[h, w, 3]` each."""
+    """Appends one pair, `uint8[h, w, 3]` each."""
     height, width = source.shape[:2]
     side = tile_side(height, width)
     writer.write(edit_map(source, target).tobytes())
@@ -62,13 +63,13 @@ def write_example(writer: ArrayRecordWriter, source: np.ndarray, target: np.ndar
     a, b = (np.pad(image, margins, mode="edge") for image in (source, target))
     for top in range(0, height, side):
         for left in range(0, width, side):
-            place = np.s_[top : top + side, left : left + side]
-            writer.write(tiles.encode(a[place], b[place]))
+            tile = np.s_[top : top + side, left : left + side]
+            writer.write(tile_codec.encode(a[tile], b[tile]))
 
 
 @dataclass(frozen=True)
 class RecordPair:
-    """One example of a `RecordSource`; nothing is read before it is asked for."""
+    """One example of a `RecordSource`. Nothing is read before it is asked for."""
 
     source: "RecordSource"
     entry: Entry
@@ -90,7 +91,7 @@ class RecordPair:
         return self.entry.width
 
     def edits(self) -> np.ndarray:
-        """`uint8[⌈h / 16⌉, ⌈w / 16⌉]`, see `crops.edit_map`."""
+        """Where the edit is: `uint8[⌈h / 16⌉, ⌈w / 16⌉]`, see `crops.edit_map`."""
         (data,) = self.source.read(self.entry, [0])
         shape = (-(-self.height // CELL), -(-self.width // CELL))
         if len(data) != shape[0] * shape[1]:
@@ -98,16 +99,15 @@ class RecordPair:
         return np.frombuffer(data, np.uint8).reshape(shape)
 
     def cut(self, box: Box) -> dict[str, np.ndarray]:
-        """`{"source", "target"}: uint8[h, w, 3]` of a box inside the image."""
+        """Returns `{"source", "target"}: uint8[h, w, 3]` of a box (top, left, height, width) inside the image."""
         top, left, height, width = box
         side, columns = self.entry.side, self.entry.grid[1]
         rows = range(top // side, (top + height - 1) // side + 1)
         across = range(left // side, (left + width - 1) // side + 1)
         data = self.source.read(self.entry, [1 + row * columns + column for row in rows for column in across])
         try:
-            source, target = tiles.decode(
-                data, len(across), side, (top - rows[0] * side, left - across[0] * side, height, width)
-            )
+            inside = (top - rows[0] * side, left - across[0] * side, height, width)
+            source, target = tile_codec.decode(data, len(across), side, inside)
         except ValueError as error:
             raise BadInput(self.source.damaged(self.entry, error)) from error
         return {"source": source, "target": target}
@@ -130,7 +130,7 @@ class RecordSource:
         smallest = min(self.entries, key=lambda entry: min(entry.height, entry.width))
         self.smallest = root / smallest.name, smallest.width, smallest.height
         self._readers: dict[int, ArrayRecordReader] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # the pipeline's threads open shards at the same time
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -139,21 +139,21 @@ class RecordSource:
         return RecordPair(self, self.entries[index])
 
     def read(self, entry: Entry, offsets: Sequence[int]) -> list[bytes]:
-        """Some of an example's records. Raises BadInput, naming the example and its shard, when they are damaged."""
+        """Returns some of an example's records. Raises BadInput, naming the example and its shard, when they are damaged."""
         try:
             with self._lock:
                 reader = self._readers.get(entry.shard)
                 if reader is None:
                     path = self.root / self.shards[entry.shard]
-                    if files.is_remote(path):  # the reader cannot open them, and for s3:// does not say so
-                        path = files.cached(path, self._digests[entry.shard])
+                    if is_remote(path):  # the reader cannot open it, and for s3:// it does not say so
+                        path = storage.cached(path, self._digests[entry.shard])
                     reader = self._readers[entry.shard] = ArrayRecordReader(str(path), READER_OPTIONS)
             return reader.read([entry.first + offset for offset in offsets])
         except (RuntimeError, ValueError, IndexError, OSError) as error:
             raise BadInput(self.damaged(entry, error)) from error
 
     def damaged(self, entry: Entry, why: Any) -> str:
-        """The message for a damaged example."""
+        """Returns the message for a damaged example."""
         reason = " ".join(str(why).split())[:160]
         return (
             f"{self.root / self.shards[entry.shard]}: example {entry.name} is damaged ({reason}); "
@@ -162,7 +162,7 @@ class RecordSource:
 
 
 def read_index(root: Path) -> dict[str, Any]:
-    """`index.json`, checked. Raises Refused, saying what to do, when there is none or it is of another kind."""
+    """Returns `index.json`, checked. Raises Refused, saying what to do, when there is none or it is of another kind."""
     path = root / INDEX
     if not path.is_file():
         unfinished = any(root.glob("shard-*")) if root.is_dir() else False

@@ -10,31 +10,35 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from autoretouch_jax import files, hosts
-from autoretouch_jax.data.sources import Source, some, whole
-from autoretouch_jax.errors import BadInput, Refused
+from autoretouch_jax.config.paths import absolute
+from autoretouch_jax.data.sources import Source, whole
+from autoretouch_jax.errors import EXIT_DONE, EXIT_FAILED, BadInput, Refused, summarise
 from autoretouch_jax.evaluation import metrics, report
 from autoretouch_jax.evaluation.lpips import Metric
-from autoretouch_jax.models.bundle import Model, finish, load_model, raw_output
+from autoretouch_jax.inference.apply import apply_gate, network_output
+from autoretouch_jax.models.folder import Model, load_model
+from autoretouch_jax.runtime import processes, storage
 
-TIMEOUT = 3600.0  # seconds that a process may need longer than another for its share
-_rounds = itertools.count()
+TIMEOUT = 3600.0  # seconds that a process may need longer than another one for its share
 PROTOCOL = (
     "8-bit RGB at full resolution, as a user would see it; edit: pixels where any channel of source and target differs by "
     ">= 1/255; per image, then plain means; undefined values are null, left out of the mean and counted"
 )
+_gather_number = itertools.count()  # a name may be gathered once, and a run evaluates many times
 
 
 def evaluate(
     models: Mapping[str, Model], pairs: Source, pictures: Path | None = None, lpips: Metric | None = None
 ) -> tuple[dict[str, Any], list[str]]:
-    """`({"n", "protocol", "identity", "model", "images"}, faults)`; a pair that cannot be decoded becomes a fault.
+    """Returns `({"n", "protocol", "identity", "model", "images"}, faults)`. A pair that cannot be decoded becomes a fault.
 
-    Of several models, `model` is the first; `models` then has the means of each under its name, here and for each image.
+    Where there are several models, `model` is the first one's. `models` then has the means of each under its name, here and for
+    each image. Several processes measure a share of the pairs each, and all return the same.
     """
     images, faults = [], []
-    mine, quiet = range(hosts.number(), len(pairs), hosts.count()), None if hosts.is_first() else True
-    for index in tqdm(mine, desc="evaluating", unit="image", dynamic_ncols=True, disable=quiet):
+    share = range(processes.index(), len(pairs), processes.count())
+    silent = None if processes.is_first() else True  # None: silent where nobody looks at a terminal
+    for index in tqdm(share, desc="evaluating", unit="image", dynamic_ncols=True, disable=silent):
         try:
             pair = whole(pairs[index])
         except BadInput as error:
@@ -52,27 +56,29 @@ def evaluate(
         identity = metrics.compare(source, target, source) | _lpips(lpips, source, target)
         image = {"name": pairs.names[index], "identity": identity, "model": next(iter(rows.values()))}
         images.append(image | ({"models": rows} if len(models) > 1 else {}))
-    images, faults = _of_all(images), _of_all(faults)
+    images, faults = _of_all_processes(images), _of_all_processes(faults)
     if not images:
-        raise BadInput(f"no pair could be read: {some(faults)}")
+        raise BadInput(f"no pair could be read: {summarise(faults)}")
     means: dict[str, Any] = {row: metrics.mean([image[row] for image in images]) for row in ("identity", "model")}
     if len(models) > 1:
         means["models"] = {name: metrics.mean([image["models"][name] for image in images]) for name in models}
     return {"n": len(images), "protocol": PROTOCOL, **means, "images": images}, faults
 
 
-def _of_all(found: list[Any]) -> list[Any]:
-    """What the processes of a run have found, each in its share of the pairs, in the order of the pairs."""
-    shares = [json.loads(text) for text in hosts.gather(f"evaluated/{next(_rounds)}", json.dumps(found), TIMEOUT)]
+def _of_all_processes(values: list[Any]) -> list[Any]:
+    """Collects what each process of a run has found in its share of the pairs, in the order of the pairs."""
+    texts = processes.gather(f"evaluated/{next(_gather_number)}", json.dumps(values), TIMEOUT)
+    shares = [json.loads(text) for text in texts]
     longest = max(len(share) for share in shares)
     return [share[i] for i in range(longest) for share in shares if i < len(share)]
 
 
 def _measure(model: Model, source: np.ndarray, target: np.ndarray, lpips: Metric | None) -> tuple[metrics.Values, np.ndarray]:
-    raw, need = raw_output(model, source)
-    output = finish(model.config, source, raw, need)
+    """Returns a model's values for one pair, and its output."""
+    ungated, mask = network_output(model, source)
+    output = apply_gate(model.config, source, ungated, mask)
     values = metrics.compare(source, target, output) | metrics.compare_edit(source, target, output)
-    values["edit_recovered_ungated"] = metrics.compare_edit(source, target, raw)["edit_recovered"]
+    values["edit_recovered_ungated"] = metrics.compare_edit(source, target, ungated)["edit_recovered"]
     return values | _lpips(lpips, output, target), output
 
 
@@ -83,25 +89,24 @@ def _lpips(lpips: Metric | None, a: np.ndarray, b: np.ndarray) -> metrics.Values
 def run(
     models: Sequence[str | Path], pairs: Source, json_path: Path | None, pictures: Path | None, lpips: Metric | None
 ) -> int:
-    """Check everything, evaluate, print the table, write the JSON. Returns the exit status."""
+    """Checks everything, evaluates, prints the table and writes the JSON. Returns the exit status."""
     if json_path and json_path.is_dir():
         raise Refused(f"--json {json_path}: is a folder; give a file name")
-    result, faults = evaluate(_named(models), pairs, pictures, lpips)
-    if not hosts.is_first():
-        return 1 if faults else 0
-    print(report.table(result))
-    if json_path:
-        write_result(json_path, result)
-    for fault in faults:
-        print(f"left out: {fault}", file=sys.stderr)
-    return 1 if faults else 0
+    result, faults = evaluate(_by_name(models), pairs, pictures, lpips)
+    if processes.is_first():
+        print(report.table(result))
+        if json_path:
+            write_result(json_path, result)
+        for fault in faults:
+            print(f"left out: {fault}", file=sys.stderr)
+    return EXIT_FAILED if faults else EXIT_DONE
 
 
-def _named(folders: Sequence[str | Path]) -> dict[str, Model]:
-    """Each model under its run's name, with a number where two runs have the same."""
+def _by_name(folders: Sequence[str | Path]) -> dict[str, Model]:
+    """Loads each model under its run's name, with a number where two runs have the same."""
     models: dict[str, Model] = {}
     for folder in folders:
-        home = Path(files.absolute(str(folder)))  # for its name alone
+        home = Path(absolute(str(folder)))  # for its name alone
         name = base = (home.parent if home.name == "model" else home).name
         number = 2
         while name in models:
@@ -111,6 +116,5 @@ def _named(folders: Sequence[str | Path]) -> dict[str, Model]:
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Write the JSON, strictly (no NaN)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    """Writes the JSON. NaN, which is not JSON, would be an error here and not in whoever reads it."""
+    storage.write_output(path, json.dumps(result, indent=2, allow_nan=False) + "\n")

@@ -1,7 +1,8 @@
 """Full-reference metrics on what a user would see: uint8 RGB `[H, W, 3]` at full resolution. PSNR is in dB.
 
 The *edit* is where source and target differ in any channel by at least 1/255. A metric that is not defined for an image
-(identical images have no PSNR, an untouched pair no edit) is None.
+is None: identical images have no PSNR, and an untouched pair has no edit. A new metric is entered in `compare` or
+`compare_edit`, and in `report.COLUMNS`.
 """
 
 import math
@@ -9,13 +10,13 @@ import math
 import numpy as np
 from skimage.metrics import structural_similarity
 
-SSIM_WINDOW = 11  # Wang et al. 2004: Gaussian of sigma 1.5, 11 pixels wide
+SSIM_WINDOW = 11  # Wang et al. 2004: a Gaussian of sigma 1.5, 11 pixels wide
 
 Values = dict[str, float | None]
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Peak signal-to-noise ratio over all pixels and channels; None when identical or empty."""
+    """Peak signal-to-noise ratio over all pixels and channels, in dB. None when the images are identical or empty."""
     if a.size == 0:
         return None
     error = np.mean(np.square(a.astype(np.float64) - b.astype(np.float64)))
@@ -23,18 +24,11 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float | None:
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float | None:
-    """SSIM with the Gaussian window (Wang et al. 2004), mean over channels; None for images smaller than the window."""
+    """SSIM with the Gaussian window (Wang et al. 2004), averaged over channels. None for images smaller than the window."""
     if min(a.shape[:2]) < SSIM_WINDOW:
         return None
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     return float(structural_similarity(a, b, channel_axis=2, data_range=255, **options))
-
-
-def ssim_uniform7(a: np.ndarray, b: np.ndarray) -> float | None:
-    """SSIM with scikit-image's default window, 7×7 and uniform, as some papers report it."""
-    if min(a.shape[:2]) < 7:
-        return None
-    return float(structural_similarity(a, b, channel_axis=2, data_range=255))
 
 
 def edit_mask(source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -43,7 +37,7 @@ def edit_mask(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def compare(source: np.ndarray, target: np.ndarray, output: np.ndarray) -> Values:
-    """How close `output` comes to `target`: what every row of the table has, the identity's (output = source) too."""
+    """How close `output` comes to `target`. Every row of the table has these, and so has the identity (output = source)."""
     edit = edit_mask(source, target)
     return {
         "psnr_rgb_u8": psnr(output, target),
@@ -53,11 +47,14 @@ def compare(source: np.ndarray, target: np.ndarray, output: np.ndarray) -> Value
 
 
 def compare_edit(source: np.ndarray, target: np.ndarray, output: np.ndarray) -> Values:
-    """What a model did: `edit_recovered` (0: nothing, 1: all of the edit), `outside_error` (in 1/255) and
-    `outside_identical` (share of the pixels outside the edit that came back bit-identical).
+    """What a model did, inside and outside the edit.
+
+    * `edit_recovered`: 0 when nothing of the edit was done, 1 when all of it was, negative when it made matters worse.
+    * `outside_error`: mean change outside the edit, in 1/255.
+    * `outside_identical`: share of the pixels outside the edit that came back bit-identical.
     """
     edit = edit_mask(source, target)
-    source, target, output = (image.astype(np.int64) for image in (source, target, output))
+    source, target, output = (image.astype(np.int64) for image in (source, target, output))  # uint8 would wrap around
     recovered = outside = identical = None
     if edit.any():
         recovered = 1 - float(np.abs(output - target)[edit].sum() / np.abs(source - target)[edit].sum())
@@ -68,7 +65,7 @@ def compare_edit(source: np.ndarray, target: np.ndarray, output: np.ndarray) -> 
 
 
 def mean(rows: list[Values]) -> dict[str, object]:
-    """Plain mean per metric over the images where it is defined, and, under `undefined`, how many were left out."""
+    """Returns the mean of each metric over the images where it is defined, and, under `undefined`, how many were left out."""
     names = list(rows[0])
     defined = {name: [value for row in rows if (value := row[name]) is not None] for name in names}
     means: dict[str, object] = {name: float(np.mean(values)) if values else None for name, values in defined.items()}

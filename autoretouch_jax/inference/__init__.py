@@ -1,1 +1,1 @@
-"""A model and photos in, photos out."""
+"""A model and photographs in, photographs out."""

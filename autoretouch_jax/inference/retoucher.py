@@ -7,13 +7,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 from autoretouch_jax.data.images import list_images
-from autoretouch_jax.errors import BadInput, Refused
+from autoretouch_jax.errors import EXIT_DONE, EXIT_FAILED, BadInput, Refused
+from autoretouch_jax.inference.apply import retouch_array
 from autoretouch_jax.inference.photo import read_photo, write_photo
-from autoretouch_jax.models.bundle import load_model, retouch_array
+from autoretouch_jax.models.folder import load_model
 
 
 def run(model: str | Path, photos: Sequence[Path], out: Path, strength: float) -> int:
-    """Retouch every photo into `out` under its own name. Returns 0, or 1 when some could not be done (each is named)."""
+    """Retouches every photograph into `out` under its own name. Returns the exit status: 1 when some could not be done.
+
+    Each of those is named, and the others are written.
+    """
     if not 0 <= strength <= 1:
         raise Refused(f"--strength {strength}: must be between 0 (the photo as it is) and 1 (all of the model's retouch)")
     jobs = _plan(photos, out)
@@ -29,11 +33,11 @@ def run(model: str | Path, photos: Sequence[Path], out: Path, strength: float) -
     for fault in faults:
         print(f"left out: {fault}", file=sys.stderr)
     print(f"{len(jobs) - len(faults)} of {len(jobs)} photo(s) written to {out}")
-    return 1 if faults else 0
+    return EXIT_FAILED if faults else EXIT_DONE
 
 
 def _plan(photos: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
-    """Which file is written where. Folders stand for the images in them. Refuses to overwrite what it reads."""
+    """Returns which file is written where. A folder stands for the images in it. Refuses to overwrite what it reads."""
     paths: list[Path] = []
     for photo in photos:
         if photo.is_dir():

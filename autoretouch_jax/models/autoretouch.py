@@ -9,19 +9,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from autoretouch_jax import architecture
+from autoretouch_jax.config import networks
 from autoretouch_jax.models.layers import Remat, batch_norm, contrast_init, leaky, rematerialised, upsample_nearest
 
 BATCH_NORM_EPSILON = 1e-3  # Keras' default
-BATCH_NORM_MOMENTUM = 0.8  # the reference implementation's; found again in its moving averages
+BATCH_NORM_MOMENTUM = 0.8  # the reference implementation's, which its moving averages confirm
 
 
 class ResidualBlock(nn.Module):
-    """`x + act(norm(conv(act(norm(conv(x))))))`: `[N, h, w, C]` → the same.
-
-    Without norm the second convolution starts at zero, so that fifteen blocks do not multiply the signal's scale
-    (Fixup, Zhang et al. 2019).
-    """
+    """`x + act(norm(conv(act(norm(conv(x))))))`: `[N, h, w, C]` → the same."""
 
     channels: int
     norm: str
@@ -32,6 +28,8 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         y = x
         default = nn.initializers.lecun_normal()
+        # Without norm the second convolution starts at zero, so that fifteen blocks do not multiply the signal's scale
+        # (Fixup, Zhang et al. 2019).
         last = default if self.norm == "batch" else nn.initializers.zeros
         for i, init in enumerate((default, last)):
             y = nn.Conv(self.channels, (3, 3), dtype=self.dtype, kernel_init=init)(y)
@@ -45,13 +43,13 @@ class ResidualBlock(nn.Module):
 class AutoRetouchGenerator(nn.Module):
     """7×7 stem, one stride-2 convolution, residual blocks, ×2 upsampling, one skip from the stem, head.
 
-    `head="tanh"` is the paper's; `head="residual"` returns `source + delta`, not clipped, with a zero-initialised delta, so
+    `head="tanh"` is the paper's. `head="residual"` returns `source + delta`, not clipped, with a zero-initialised delta, so
     that the untrained network is the identity. The returned image is float32.
     """
 
-    config: architecture.AutoRetouch
+    config: networks.AutoRetouch
     dtype: Any = jnp.float32
-    axis: str | None = None  # of the devices that share BatchNorm's statistics
+    axis: str | None = None  # the devices along it share BatchNorm's statistics
     remat: Remat = "none"
 
     @nn.compact
@@ -61,20 +59,13 @@ class AutoRetouchGenerator(nn.Module):
         stem = leaky(nn.Conv(width, (7, 7), dtype=dtype, name="stem", kernel_init=init)(source.astype(dtype)))
         x = nn.Conv(2 * width, (3, 3), (2, 2), dtype=dtype, name="down")(stem)
         block = rematerialised(ResidualBlock, self.remat, static=(2,))
+        # Unrolled: under `nn.scan` the backward pass is 9 to 21 times slower on a CPU.
         for i in range(self.config.blocks):
             x = block(2 * width, self.config.norm, dtype, self.axis, name=f"block{i}")(x, train)
-        x = nn.Conv(width, (3, 3), dtype=dtype, name="up")(x)  # at half resolution: a quarter of the work
+        # The convolution comes before the upsampling: at half resolution it is a quarter of the work.
+        x = nn.Conv(width, (3, 3), dtype=dtype, name="up")(x)
         x = leaky(upsample_nearest(x)) + stem
         if self.config.head == "tanh":
             return jnp.tanh(nn.Conv(3, (3, 3), dtype=dtype, name="head")(x).astype(jnp.float32))
         delta = nn.Conv(3, (3, 3), dtype=dtype, name="head", kernel_init=nn.initializers.zeros)(x)
         return source + delta.astype(jnp.float32)
-
-
-def receptive_radius(config: architecture.AutoRetouch) -> int:
-    """How far, in pixels, an output pixel sees: an upper bound, even, so that tiles cut with it stay on the stride-2 grid.
-
-    Stem 3; stride-2 convolution 1 plus its grid 1; two 3×3 at half resolution per block 4; `up` 2 plus its grid 1; head 1.
-    """
-    radius = 3 + 2 + 4 * config.blocks + 3 + 1
-    return radius + radius % 2

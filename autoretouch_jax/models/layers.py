@@ -6,11 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+Remat = Literal["none", "norms", "full"]  # see `rematerialised`
+
 LEAK = 0.2  # LeakyReLU's slope in AutoRetouch's reference implementation, pix2pix and pix2pixHD
 CONTRAST_GAIN = 4.0  # ours: brings the stem's response to skin texture to about unit scale
-Remat = Literal["none", "norms", "full"]
 INSTANCE_EPSILON = 1e-5  # PyTorch's default
-NORMAL_INIT = nn.initializers.normal(0.02)  # of pix2pix and pix2pixHD
+NORMAL_INIT = nn.initializers.normal(0.02)  # the kernels of pix2pix and pix2pixHD
 
 
 def leaky(x: jax.Array) -> jax.Array:
@@ -19,22 +20,26 @@ def leaky(x: jax.Array) -> jax.Array:
 
 
 def contrast_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """LeCun's initialisation with each kernel's mean taken out, times `CONTRAST_GAIN`.
+    """LeCun's initialisation with each kernel's mean subtracted, times `CONTRAST_GAIN`. It is ours.
 
-    Without norm layers the stem would otherwise pass on mostly the local brightness, and hardly a blemish's faint contrast.
+    Without norm layers, the stem would otherwise pass on mostly the local brightness and hardly the faint contrast of a
+    blemish.
     """
     kernel = nn.initializers.lecun_normal()(key, shape, dtype)
     return CONTRAST_GAIN * (kernel - kernel.mean((0, 1), keepdims=True))
 
 
 def upsample_nearest(x: jax.Array) -> jax.Array:
-    """×2 nearest neighbour, `[N, h, w, C]` → `[N, 2h, 2w, C]`, by broadcast and reshape."""
+    """×2 nearest neighbour, `[N, h, w, C]` → `[N, 2h, 2w, C]`.
+
+    By broadcast and reshape, which compiles everywhere and exports to ONNX with symbolic sizes.
+    """
     n, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, 2, w, 2, c)).reshape(n, 2 * h, 2 * w, c)
 
 
 def space_to_depth(x: jax.Array) -> jax.Array:
-    """`[N, 2h, 2w, C]` → `[N, h, w, 4C]`; the channels of the upper left pixel come first."""
+    """`[N, 2h, 2w, C]` → `[N, h, w, 4C]`. The channels of the upper left pixel come first."""
     n, h, w, c = x.shape
     return x.reshape(n, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(n, h // 2, w // 2, 4 * c)
 
@@ -46,18 +51,18 @@ def depth_to_space(x: jax.Array) -> jax.Array:
 
 
 def batch_norm(train: bool, momentum: float, epsilon: float, name: str | None = None, axis: str | None = None) -> nn.BatchNorm:
-    """BatchNorm over batch and space; statistics are float32 whatever the compute type.
+    """BatchNorm over batch and space. Statistics are float32 whatever the compute type.
 
-    With `axis` the statistics are those of all devices along it: two small all-reduces a layer.
+    With `axis` the statistics are those of all devices along it, which costs two small all-reduces a layer.
     """
     return nn.BatchNorm(not train, momentum=momentum, epsilon=epsilon, dtype=jnp.float32, axis_name=axis, name=name)
 
 
 def rematerialised(block: Any, remat: Remat, static: tuple[int, ...] = ()) -> Any:
-    """A block whose backward pass computes again what its forward pass did not keep.
+    """Returns a block whose backward pass recomputes what its forward pass did not store.
 
-    `norms` keeps the results of convolutions and computes norms and activations again; `full` keeps only what goes into the
-    block. `static` are the positions of arguments that are not arrays, `self` being 0.
+    `none` stores everything. `norms` stores the results of convolutions and recomputes norms and activations. `full` stores
+    only the block's input. `static` are the positions of arguments that are not arrays, `self` being 0.
     """
     if remat == "none":
         return block
@@ -70,7 +75,7 @@ def _is_convolution(primitive: Any, *_args: Any, **_kwargs: Any) -> bool:
 
 
 def instance_norm(x: jax.Array) -> jax.Array:
-    """Each image's channels to mean 0 and variance 1, without parameters (Ulyanov et al. 2016); in float32."""
+    """Normalises each image's channels to mean 0 and variance 1, in float32 and without parameters (Ulyanov et al. 2016)."""
     y = x.astype(jnp.float32)
     mean, variance = y.mean((1, 2), keepdims=True), y.var((1, 2), keepdims=True)
     return ((y - mean) * jax.lax.rsqrt(variance + INSTANCE_EPSILON)).astype(x.dtype)
@@ -79,7 +84,7 @@ def instance_norm(x: jax.Array) -> jax.Array:
 def conv(
     features: int, kernel: int, stride: int, padding: int, dtype: Any, name: str, bias: bool = True, init: Any = NORMAL_INIT
 ) -> nn.Conv:
-    """A convolution as PyTorch's `Conv2d(…, kernel, stride, padding)` places it."""
+    """A convolution that takes the same pixels as PyTorch's `Conv2d(…, kernel, stride, padding)`."""
     return nn.Conv(
         features,
         (kernel, kernel),
@@ -95,12 +100,12 @@ def conv(
 class FoldedConv(nn.Module):
     """A 4×4 convolution of stride 2 on an image, computed as a 2×2 one of stride 1 on its pixels folded into channels.
 
-    `[N, h, w, C]` → `[N, h', w', features]`, the same sums. Compilers for TPUs store arrays of three or six channels with much
-    padding, several times over; folded there are 12 or 24. The parameters are those of the plain convolution.
+    `[N, h, w, C]` → `[N, h', w', features]`, the same sums with the parameters of the plain convolution. Compilers for TPUs pad
+    arrays of three or six channels to many times their size and keep several copies; folded, there are 12 or 24 channels.
     """
 
     features: int
-    padding: tuple[int, int]  # zeros before and after, in both directions
+    padding: tuple[int, int]  # zeros before and after, along both sides
     dtype: Any
     init: Any = nn.initializers.lecun_normal()
 
@@ -118,7 +123,7 @@ class FoldedConv(nn.Module):
 
 
 def reflect(x: jax.Array, margin: int) -> jax.Array:
-    """Mirror `margin` pixels beyond each border, the border itself not repeated."""
+    """Mirrors `margin` pixels beyond each border. The border itself is not repeated."""
     return jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="reflect")
 
 
@@ -126,8 +131,8 @@ class TransposedConv(nn.Module):
     """×2 upsampling as PyTorch's `ConvTranspose2d` with padding 1: `kernel=4`, or `kernel=3` with output padding 1.
 
     `[N, h, w, C]` → `[N, 2h, 2w, features]`. The parameter `kernel` is `[k, k, C, features]`. Each of the four phases of the
-    output is an ordinary convolution with the taps that reach it: the same arithmetic as the transposed form, which XLA runs
-    many times slower on a CPU.
+    output is an ordinary convolution with the taps that reach it. The arithmetic is that of the transposed form, which XLA runs
+    7 to 21 times slower on a CPU than its FLOPs say.
     """
 
     features: int
@@ -149,7 +154,7 @@ class TransposedConv(nn.Module):
         return out
 
     def _phase(self, x: jax.Array, kernel: jax.Array, top: int, left: int) -> jax.Array:
-        """The output's rows `top::2` and columns `left::2`: output 2i + p takes input i + d through tap p + 1 − 2d."""
+        """The output's rows `top::2` and columns `left::2`. Output 2i + p takes input i + d through tap p + 1 − 2d."""
         taps, padding = [], []
         for phase in (top, left):
             offsets = [d for d in (-1, 0, 1) if 0 <= phase + 1 - 2 * d < self.kernel]

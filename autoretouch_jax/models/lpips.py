@@ -1,8 +1,8 @@
 """LPIPS (Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric", CVPR 2018), version 0.1.
 
-Images are float32 `[N, H, W, 3]`, RGB, in [-1, 1]. The distance of two images: features of a frozen ImageNet network, each
-pixel's features scaled to unit length, squared differences weighted per channel by the learned heads, averaged over space,
-summed over layers.
+Images are float32 `[N, H, W, 3]`, RGB, in [-1, 1]. A frozen ImageNet network computes features of both images, and each pixel's
+features are scaled to unit length. Their squared differences are weighted per channel by the learned heads, averaged over space
+and summed over layers.
 """
 
 from collections.abc import Mapping
@@ -15,19 +15,24 @@ import numpy as np
 
 from autoretouch_jax.errors import Refused
 from autoretouch_jax.models.vgg import VGG
-from autoretouch_jax.models.weights import vgg_params
+from autoretouch_jax.models.vgg_weights import vgg_params
 
 Backbone = Literal["alex", "vgg16", "squeeze"]
-SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # the reference code's
-UNIT_EPSILON = 1e-10
+SHIFT, SCALE = (
+    (-0.030, -0.088, -0.188),
+    (0.458, 0.448, 0.450),
+)  # ImageNet's, for images in [-1, 1]
+UNIT_EPSILON = 1e-10  # of the reference code
 VGG_TAPS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
+# For each fire module its index in torchvision's Sequential, and the channels of its squeeze and of each expand layer.
 FIRES = ((3, 16, 64), (4, 16, 64), (6, 32, 128), (7, 32, 128), (9, 48, 192), (10, 48, 192), (11, 64, 256), (12, 64, 256))
 SQUEEZE_TAPS = (1, 4, 7, 9, 10, 11, 12)  # indices in torchvision's Sequential
+# For each convolution its index, channels, kernel size, stride and padding.
 ALEX = ((0, 64, 11, 4, 2), (3, 192, 5, 1, 2), (6, 384, 3, 1, 1), (8, 256, 3, 1, 1), (10, 256, 3, 1, 1))
 
 
 def max_pool(x: jax.Array, ceil: bool) -> jax.Array:
-    """3×3 max-pool with stride 2; `ceil` keeps a last, incomplete window, as PyTorch's `ceil_mode`."""
+    """3×3 max-pool with stride 2. `ceil` keeps a last, incomplete window, as PyTorch's `ceil_mode`."""
     margins = [(0, (-(size - 3)) % 2 if ceil else 0) for size in x.shape[1:3]]
     return nn.max_pool(x, (3, 3), (2, 2), padding=margins)
 
@@ -38,7 +43,7 @@ class SqueezeNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> list[jax.Array]:
         x = nn.relu(nn.Conv(64, (3, 3), (2, 2), padding="VALID", name="features0")(x))
-        found = [x]
+        taps = [x]
         for index, squeeze, expand in FIRES:
             if index in (3, 6, 9):
                 x = max_pool(x, ceil=True)
@@ -47,8 +52,8 @@ class SqueezeNet(nn.Module):
             three = nn.Conv(expand, (3, 3), name=f"features{index}_expand3x3")(x)
             x = nn.relu(jnp.concatenate([one, three], axis=-1))
             if index in SQUEEZE_TAPS:
-                found.append(x)
-        return found
+                taps.append(x)
+        return taps
 
 
 class AlexNet(nn.Module):
@@ -56,18 +61,18 @@ class AlexNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> list[jax.Array]:
-        found = []
+        taps = []
         for index, channels, size, stride, padding in ALEX:
             if index in (3, 6):
                 x = max_pool(x, ceil=False)
             margins = ((padding, padding), (padding, padding))
             x = nn.relu(nn.Conv(channels, (size, size), (stride, stride), padding=margins, name=f"features{index}")(x))
-            found.append(x)
-        return found
+            taps.append(x)
+        return taps
 
 
 def features(backbone: Backbone, params: Any, image: jax.Array) -> list[jax.Array]:
-    """The tapped activations of images in [-1, 1]."""
+    """The activations that are compared, for images in [-1, 1]."""
     x = (image - jnp.asarray(SHIFT)) / jnp.asarray(SCALE)
     if backbone == "vgg16":
         return list(VGG("vgg16", VGG_TAPS, "raw").apply({"params": params}, x).values())
@@ -76,7 +81,7 @@ def features(backbone: Backbone, params: Any, image: jax.Array) -> list[jax.Arra
 
 
 def distance(backbone: Backbone, params: Any, heads: list[jax.Array], a: jax.Array, b: jax.Array) -> jax.Array:
-    """`[N, H, W, 3] × 2` → float32 `[N]`; 0 for equal images. `heads` has a weight per channel for each activation."""
+    """`[N, H, W, 3] × 2` → float32 `[N]`, 0 for equal images. `heads` has a weight per channel for each activation."""
 
     def unit(x: jax.Array) -> jax.Array:
         return x / (jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True)) + UNIT_EPSILON)
@@ -111,7 +116,7 @@ def params_from_torchvision(backbone: Backbone, arrays: Mapping[str, np.ndarray]
 
 
 def heads_from_file(backbone: Backbone, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """The linear heads, `lin0` … or the published `lin0.model.1.weight` … → a vector of channel weights each."""
+    """The linear heads, named `lin0` … or, as published, `lin0.model.1.weight` …, as a vector of channel weights each."""
     count = {"alex": len(ALEX), "vgg16": len(VGG_TAPS), "squeeze": len(SQUEEZE_TAPS)}[backbone]
     heads = []
     for i in range(count):

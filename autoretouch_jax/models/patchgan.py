@@ -1,4 +1,4 @@
-"""PatchGAN discriminators: a (source, image) pair in, one logit per overlapping patch out.
+"""PatchGAN discriminators: a source and an image in, one logit for each of many overlapping patches out.
 
 Images are float32 `[N, H, W, 3]` in [-1, 1].
 """
@@ -9,22 +9,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from autoretouch_jax import architecture
+from autoretouch_jax.config import networks
 from autoretouch_jax.models import pix2pix
 from autoretouch_jax.models.autoretouch import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM
 from autoretouch_jax.models.layers import NORMAL_INIT, FoldedConv, batch_norm, conv, instance_norm, leaky
 from autoretouch_jax.models.pix2pixhd import average_pool
 
 
-class SeedPatchGAN(nn.Module):
-    """Four stride-2 4×4 convolutions and one of stride 1; LeakyReLU *before* BatchNorm; 94-pixel receptive field.
+class AutoRetouchPatchGAN(nn.Module):
+    """The discriminator of AutoRetouch's reference implementation: LeakyReLU *before* BatchNorm, receptive field of 94 pixels.
 
-    `[N, H, W, 3] × 2` → float32 logits `[N, H/16, W/16, 1]`.
+    Four stride-2 4×4 convolutions and one of stride 1. `[N, H, W, 3] × 2` → float32 logits `[N, H/16, W/16, 1]`.
     """
 
-    config: architecture.SeedPatchGAN
+    config: networks.AutoRetouchPatchGAN
     dtype: Any = jnp.float32
-    axis: str | None = None  # of the devices that share BatchNorm's statistics
+    axis: str | None = None  # the devices along it share BatchNorm's statistics
 
     @nn.compact
     def __call__(self, source: jax.Array, image: jax.Array, train: bool = False) -> jax.Array:
@@ -39,12 +39,12 @@ class SeedPatchGAN(nn.Module):
 
 
 class PatchGAN(nn.Module):
-    """The PatchGAN of pix2pix (Isola et al. 2017, section 6.1.2): LeakyReLU *after* the norm; 70-pixel receptive field.
+    """The PatchGAN of pix2pix (Isola et al. 2017, section 6.1.2): LeakyReLU *after* the norm, receptive field of 70 pixels.
 
-    `[N, H, W, 6]` → every layer's activation, the float32 logits last. Convolutions have a bias, also before a norm.
+    `[N, H, W, 6]` → every layer's activation, with the float32 logits last. All convolutions have a bias.
     """
 
-    config: architecture.PatchGAN
+    config: networks.PatchGAN
     dtype: Any = jnp.float32
     axis: str | None = None
 
@@ -68,19 +68,19 @@ class PatchGAN(nn.Module):
 
 
 class MultiScalePatchGAN(nn.Module):
-    """`scales` PatchGANs on the image at 1, 1/2, 1/4 … of its resolution (Wang et al. 2018, section 3.2).
+    """PatchGANs on the image at 1, 1/2, 1/4 … of its resolution (Wang et al. 2018, section 3.2).
 
-    `[N, H, W, 3] × 2` → per scale, finest first, what `PatchGAN` returns.
+    `[N, H, W, 3] × 2` → what `PatchGAN` returns, for each scale, the finest first.
     """
 
-    config: architecture.PatchGAN
+    config: networks.PatchGAN
     dtype: Any = jnp.float32
     axis: str | None = None
 
     @nn.compact
     def __call__(self, source: jax.Array, image: jax.Array, train: bool = False) -> list[list[jax.Array]]:
-        pair, found = jnp.concatenate([source, image], axis=-1), []
+        pair, scales = jnp.concatenate([source, image], axis=-1), []
         for scale in range(self.config.scales):
             pair = average_pool(pair) if scale else pair
-            found.append(PatchGAN(self.config, self.dtype, self.axis, name=f"scale{scale}")(pair, train))
-        return found
+            scales.append(PatchGAN(self.config, self.dtype, self.axis, name=f"scale{scale}")(pair, train))
+        return scales

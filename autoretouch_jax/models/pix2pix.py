@@ -9,24 +9,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from autoretouch_jax import architecture
+from autoretouch_jax.config import networks
 from autoretouch_jax.models.layers import Remat, TransposedConv, batch_norm, conv, leaky
 
 BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON = 0.9, 1e-5  # PyTorch's defaults, in Flax' sense of momentum
-DROPOUT_FROM = 4  # levels with dropout: from here to the innermost but one, three in the U-Net-256, two in the U-Net-128
+DROPOUT_FROM = 4  # first level with dropout; the last is the innermost but one: three levels in the U-Net-256
 
 
 class UNetGenerator(nn.Module):
-    """`levels` stride-2 convolutions down, as many transposed ones up, skips between; tanh at the end.
+    """`levels` stride-2 convolutions down, as many transposed ones up, skips between them, and a tanh at the end.
 
-    The authors' activations work in place, so that a skip carries the *activated* tensor; so do ours. BatchNorm is left out at
-    the outermost and the innermost convolution. Convolutions before a norm have no bias. Returns float32.
+    The authors' activations work in place, so that a skip carries the *activated* tensor; ours carries the same. The outermost
+    and the innermost convolution have no BatchNorm, and convolutions before a norm have no bias. The result is float32.
     """
 
-    config: architecture.Pix2Pix
+    config: networks.Pix2Pix
     dtype: Any = jnp.float32
-    axis: str | None = None  # of the devices that share BatchNorm's statistics
-    remat: Remat = "none"  # no blocks here: without effect
+    axis: str | None = None  # the devices along it share BatchNorm's statistics
+    remat: Remat = "none"  # unused: there are no residual blocks here
 
     @nn.compact
     def __call__(self, source: jax.Array, train: bool = False) -> jax.Array:

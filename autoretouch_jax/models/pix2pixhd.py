@@ -1,7 +1,7 @@
 """The generators of pix2pixHD (Wang et al., "High-resolution image synthesis … with conditional GANs", CVPR 2018).
 
-Section 3.2 and the authors' PyTorch code. Images are float32 `[N, H, W, 3]` in [-1, 1]; H and W are multiples of `2 ** downs`,
-for the local enhancer of twice that. Without instance norm the blocks' second convolution starts at zero.
+Section 3.2 and the authors' PyTorch code. Images are float32 `[N, H, W, 3]` in [-1, 1]. H and W are multiples of `2 ** downs`,
+or, for the local enhancer, of twice that.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from autoretouch_jax import architecture
+from autoretouch_jax.config import networks
 from autoretouch_jax.models.layers import NORMAL_INIT, Remat, TransposedConv, conv, instance_norm, reflect, rematerialised
 
 
@@ -19,7 +19,7 @@ def _norm(x: jax.Array, kind: str) -> jax.Array:
 
 
 class Block(nn.Module):
-    """`x + norm(conv(relu(norm(conv(x)))))`, mirrored at the borders."""
+    """`x + norm(conv(relu(norm(conv(x)))))`, mirrored at the borders. Without norm the second convolution starts at zero."""
 
     channels: int
     norm: str
@@ -33,9 +33,9 @@ class Block(nn.Module):
 
 
 class GlobalFeatures(nn.Module):
-    """The global generator up to its last layer: stem, downsampling, residual blocks, upsampling; `[N, H, W, width]`."""
+    """The global generator up to its last layer: stem, downsampling, residual blocks, upsampling → `[N, H, W, width]`."""
 
-    config: architecture.Pix2PixHDGlobal
+    config: networks.Pix2PixHDGlobal
     dtype: Any
     remat: Remat = "none"
 
@@ -53,24 +53,24 @@ class GlobalFeatures(nn.Module):
 
 
 class GlobalGenerator(nn.Module):
-    """`[N, H, W, 3]` → the same, through tanh; float32."""
+    """The global generator: `[N, H, W, 3]` → the same shape, in [-1, 1] by a tanh, float32."""
 
-    config: architecture.Pix2PixHDGlobal
+    config: networks.Pix2PixHDGlobal
     dtype: Any = jnp.float32
-    axis: str | None = None  # instance norm: nothing here looks at the batch
+    axis: str | None = None  # unused: instance norm does not look at the batch
     remat: Remat = "none"
 
     @nn.compact
     def __call__(self, source: jax.Array, train: bool = False) -> jax.Array:
-        del train  # instance norm and nothing else: no difference
+        del train  # instance norm behaves the same in training and in use
         x = GlobalFeatures(self.config, self.dtype, self.remat, name="global")(source)
         return jnp.tanh(conv(3, 7, 1, 0, self.dtype, "head")(reflect(x, 3)).astype(jnp.float32))
 
 
 class LocalEnhancer(nn.Module):
-    """A global generator at half resolution, its features added to those of an enhancer at full resolution; float32."""
+    """A global generator at half resolution whose features are added to those of an enhancer at full resolution; float32."""
 
-    config: architecture.Pix2PixHDLocal
+    config: networks.Pix2PixHDLocal
     dtype: Any = jnp.float32
     axis: str | None = None
     remat: Remat = "none"
@@ -80,7 +80,7 @@ class LocalEnhancer(nn.Module):
         del train
         config, dtype, norm = self.config, self.dtype, self.config.norm
         x = source.astype(dtype)
-        half = GlobalFeatures(global_config(config), dtype, self.remat, name="global")(average_pool(x))
+        half = GlobalFeatures(config.global_generator, dtype, self.remat, name="global")(average_pool(x))
         x = nn.relu(_norm(conv(config.width, 7, 1, 0, dtype, "stem")(reflect(x, 3)), norm))
         x = nn.relu(_norm(conv(2 * config.width, 3, 2, 1, dtype, "down")(x), norm)) + half
         for i in range(config.local_blocks):
@@ -89,13 +89,6 @@ class LocalEnhancer(nn.Module):
         return jnp.tanh(conv(3, 7, 1, 0, dtype, "head")(reflect(x, 3)).astype(jnp.float32))
 
 
-def global_config(config: architecture.Pix2PixHDLocal) -> architecture.Pix2PixHDGlobal:
-    """The global generator inside a local enhancer."""
-    return architecture.Pix2PixHDGlobal(
-        width=2 * config.width, downs=config.downs, blocks=config.global_blocks, norm=config.norm
-    )
-
-
 def average_pool(x: jax.Array) -> jax.Array:
-    """3×3 mean with stride 2 and padding 1, borders divided by the pixels that exist; `[N, H, W, C]` → half, rounded up."""
+    """3×3 mean with stride 2: `[N, H, W, C]` → half the sides, rounded up. At the borders it averages the pixels that exist."""
     return nn.avg_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)), count_include_pad=False)

@@ -1,7 +1,7 @@
-"""Read a PyTorch state dict without PyTorch and without executing a pickle.
+"""Reads a PyTorch state dict without PyTorch and without executing a pickle.
 
-Both file forms are understood: the zip archive (PyTorch ≥ 1.6) and the older stream of pickles that torchvision's VGG files
-still are. The unpickler knows the six names a state dict needs and refuses every other one.
+It understands both file forms: the zip archive (PyTorch ≥ 1.6) and the older stream of pickles, in which torchvision's VGG
+files still are. The unpickler knows the few names that a state dict needs and refuses every other one.
 """
 
 import collections
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the older form
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older form
 STORAGE_TYPES = {
     "FloatStorage": np.dtype("<f4"),
     "DoubleStorage": np.dtype("<f8"),
@@ -38,6 +38,7 @@ class _Tensor(NamedTuple):
     def array(self, data: bytes) -> np.ndarray:
         flat = np.frombuffer(data, self.storage.dtype)
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+        # A damaged or hostile file could make a view of memory outside the array.
         if 0 in self.shape:
             return np.zeros(self.shape, self.storage.dtype)
         if self.offset < 0 or min(self.strides, default=0) < 0 or last >= flat.size:
@@ -52,6 +53,7 @@ def _tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *_unus
 
 class _StateDictUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        # Whatever is returned here may be called with arguments from the file: only inert names may pass.
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -72,7 +74,7 @@ class _StateDictUnpickler(pickle.Unpickler):
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-    """`{name: array}` in PyTorch's names and layouts. Raises ValueError for anything but a plain state dict."""
+    """Returns `{name: array}` in PyTorch's names and layouts. Raises ValueError for anything but a plain state dict."""
     try:
         tensors, data = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
     except (pickle.UnpicklingError, AttributeError, TypeError, IndexError, UnicodeDecodeError) as error:
@@ -101,6 +103,7 @@ def _read_legacy(path: Path) -> tuple[Any, dict[str, bytes]]:
             _StateDictUnpickler(file).load()
         unpickler = _StateDictUnpickler(file)
         tensors = unpickler.load()
+        # The pickles are followed by the storages, each as its number of elements and its bytes.
         dtypes = {t.storage.key: t.storage.dtype for t in tensors.values() if isinstance(t, _Tensor)}
         data = {}
         for key in _StateDictUnpickler(file).load():

@@ -1,6 +1,6 @@
 """VGG16 and VGG19 features (Simonyan and Zisserman, 2015) for the perceptual loss.
 
-Images are float32 `[N, H, W, 3]`, RGB, in [-1, 1]; what the weights expect is done inside.
+Images are float32 `[N, H, W, 3]`, RGB, in [-1, 1]. The module converts them to what its weights expect.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-Preprocess = Literal["torchvision", "keras", "raw"]
+Preprocess = Literal["torchvision", "keras", "raw"]  # how a framework's weights want their images
 
 CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 CHANNELS = (64, 128, 256, 512, 512)
@@ -19,12 +19,12 @@ CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)  # Keras and the original release, B
 
 
 def layer_names(network: str) -> list[str]:
-    """`relu1_1` … `relu5_4`, in order."""
+    """The activations `relu1_1` … `relu5_4`, in order."""
     return [f"relu{b + 1}_{c + 1}" for b, count in enumerate(CONVOLUTIONS[network]) for c in range(count)]
 
 
 def preprocess(image: jax.Array, kind: Preprocess) -> jax.Array:
-    """[-1, 1] RGB → what weights from that framework were trained on; `raw` leaves it, as pix2pixHD's published code does."""
+    """[-1, 1] RGB → what that framework's weights were trained on. `raw` changes nothing, as pix2pixHD's published code."""
     if kind == "raw":
         return image
     unit = image * 0.5 + 0.5
@@ -34,14 +34,14 @@ def preprocess(image: jax.Array, kind: Preprocess) -> jax.Array:
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """2×2 max-pool by reshape: its gradient, unlike select-and-scatter's, exists in deterministic GPU mode."""
+    """2×2 max-pool, by reshape. The gradient of XLA's own, select-and-scatter, does not compile in deterministic GPU mode."""
     n, h, w, c = x.shape
     x = x[:, : h // 2 * 2, : w // 2 * 2]
     return x.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))
 
 
 class VGG(nn.Module):
-    """`[N, H, W, 3]` → `{layer: [N, H/2^b, W/2^b, C]}` for the layers asked for; nothing after the last one is computed."""
+    """`[N, H, W, 3]` → `{layer: [N, H/2^b, W/2^b, C]}` for the requested layers. Nothing after the last one is computed."""
 
     network: Literal["vgg16", "vgg19"]
     layers: Sequence[str]
@@ -50,15 +50,15 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array) -> dict[str, jax.Array]:
-        wanted, features = set(self.layers), {}
+        requested, features = set(self.layers), {}
         x = preprocess(image, self.kind).astype(self.dtype)
         for name in layer_names(self.network):
             block, index = int(name[4]), int(name[6])
             if index == 1 and block > 1:
                 x = max_pool(x)
             x = nn.relu(nn.Conv(CHANNELS[block - 1], (3, 3), dtype=self.dtype, name=f"conv{block}_{index}")(x))
-            if name in wanted:
+            if name in requested:
                 features[name] = x
-            if len(features) == len(wanted):
+            if len(features) == len(requested):
                 break
         return features

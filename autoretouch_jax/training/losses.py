@@ -1,6 +1,6 @@
-"""The losses. Images are float32 `[N, H, W, 3]` in [-1, 1], logits float32; every loss is float32 `[N]`, a mean for each image.
+"""The losses. Images are float32 `[N, H, W, 3]` in [-1, 1], logits are float32, and every loss is float32 `[N]`.
 
-The step weighs and averages them over the batch.
+It is a mean for each image. The step weights and averages it over the batch.
 """
 
 from collections.abc import Sequence
@@ -9,17 +9,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from autoretouch_jax.models.retouch import Retouched
+from autoretouch_jax.models.outputs import GeneratorOutput, Scales
 
 Features = dict[str, jax.Array]
-Scales = list[list[jax.Array]]  # per scale of the discriminator its features, the logits last
 
 
 def pixel(kind: str, fake: jax.Array, target: jax.Array, source: jax.Array, edit_weight: jax.Array | float) -> jax.Array:
-    """`mse` (the paper's) or `l1` (pix2pix', Isola et al. 2017, equation 3), with the edit counted `edit_weight` times.
+    """`mse` (the paper's) or `l1` (Isola et al. 2017, equation 3), with edited pixels counted `edit_weight` times.
 
-    The edit is where source and target differ. A retoucher touches so little that with an unweighted L1 loss changing nothing
-    is a place that training takes long to leave.
+    The edit is where source and target differ. A retoucher touches so little that, with an unweighted L1 loss, training takes
+    long to leave the identity.
     """
     error = fake - target
     error = jnp.square(error) if kind == "mse" else jnp.abs(error)
@@ -28,42 +27,43 @@ def pixel(kind: str, fake: jax.Array, target: jax.Array, source: jax.Array, edit
 
 
 def edit_weight(initial: float, steps: int, step: jax.Array) -> jax.Array:
-    """The weight of the edit at `step`: from `initial` linearly to 1 over `steps`; with 0 steps it stays."""
+    """The weight of edited pixels at `step`: it falls linearly from `initial` to 1 over `steps`. With 0 steps it stays."""
     if steps == 0:
         return jnp.asarray(initial, jnp.float32)
     return 1.0 + (initial - 1.0) * jnp.clip(1.0 - step / steps, 0.0, 1.0)
 
 
 def perceptual(fake: Features, target: Features, weights: Sequence[float] = (), scale: str = "rms") -> jax.Array:
-    """Mean absolute difference of VGG features per layer, summed with `weights` (none given: averaged).
+    """The mean absolute difference of VGG features per layer, summed with `weights`, or averaged where none are given.
 
-    `scale="rms"`, ours, divides by the RMS of the target's features: torchvision's and Keras' weights give activations on
-    scales 60 times apart. `scale="none"` is pix2pixHD's (Wang et al. 2018, section 3.3).
+    `scale="none"` is pix2pixHD's (Wang et al. 2018, section 3.3). `scale="rms"`, ours, divides by the RMS of the target's
+    features.
     """
     total: jax.Array | float = 0.0
     for weight, (name, reference) in zip(weights or [1 / len(target)] * len(target), target.items(), strict=True):
         reference = jax.lax.stop_gradient(reference.astype(jnp.float32))
         difference = jnp.abs(fake[name].astype(jnp.float32) - reference)
         if scale == "rms":
+            # The activations of torchvision's and Keras' weights differ by a factor of 60.
             difference *= jax.lax.rsqrt(jnp.mean(jnp.square(reference), axis=(1, 2, 3), keepdims=True) + 1e-12)
         total += weight * _per_image(difference)
     return jnp.asarray(total)
 
 
 def feature_matching(fake: Scales, real: Scales) -> jax.Array:
-    """Mean absolute difference of D's features, logits left out, weighted as pix2pixHD's code (Wang et al. 2018, equation 4).
+    """The mean absolute difference of D's features, without the logits (Wang et al. 2018, equation 4).
 
-    Each scale's sum over layers counts 4 / layers and 1 / scales.
+    As in the authors' code, each scale's sum over layers counts 4 / layers and 1 / scales.
     """
     total: jax.Array | float = 0.0
-    for ours, theirs in zip(fake, real, strict=True):
-        for a, b in zip(ours[:-1], theirs[:-1], strict=True):
+    for fake_features, real_features in zip(fake, real, strict=True):
+        for a, b in zip(fake_features[:-1], real_features[:-1], strict=True):
             difference = jnp.abs(a.astype(jnp.float32) - jax.lax.stop_gradient(b).astype(jnp.float32))
-            total += 4.0 / (len(ours) - 1) / len(fake) * _per_image(difference)
+            total += 4.0 / (len(fake_features) - 1) / len(fake) * _per_image(difference)
     return jnp.asarray(total)
 
 
-def mask(fake: Retouched, source: jax.Array, target: jax.Array) -> jax.Array:
+def mask(fake: GeneratorOutput, source: jax.Array, target: jax.Array) -> jax.Array:
     """Binary cross-entropy of the predicted mask against where source and target differ."""
     edit = jnp.any(source != target, axis=-1, keepdims=True).astype(jnp.float32)
     return _per_image(optax.sigmoid_binary_cross_entropy(fake.mask_logits, edit))

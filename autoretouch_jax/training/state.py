@@ -1,130 +1,140 @@
-"""What training carries from step to step, and the networks it trains."""
+"""What training carries from step to step, and the networks that it trains."""
 
 import dataclasses
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from autoretouch_jax import architecture, parallel
-from autoretouch_jax.architecture import Pix2PixHDLocal
-from autoretouch_jax.config import Config
+from autoretouch_jax.config import Config, Generator
 from autoretouch_jax.errors import Refused
-from autoretouch_jax.models import build
-from autoretouch_jax.models.bundle import Model
-from autoretouch_jax.models.pix2pixhd import global_config
-from autoretouch_jax.models.weights import load_vgg
-from autoretouch_jax.training import optim
+from autoretouch_jax.models.folder import Model
+from autoretouch_jax.models.modules import make_discriminator, make_generator
+from autoretouch_jax.models.vgg_weights import load_vgg
+from autoretouch_jax.runtime import devices
+from autoretouch_jax.training import optimizers
+
+Params = dict[str, Any]  # a tree of float32 arrays, named as Flax names them
+BatchStats = dict[str, Any]  # BatchNorm's moving averages; empty without BatchNorm
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Learner:
-    """One trained network: float32 parameters, BatchNorm's moving averages (empty without BatchNorm), Adam's moments."""
+    """One trained network: float32 parameters, BatchNorm's moving averages, and the optimizer's state."""
 
-    params: Any
-    stats: Any
-    opt: Any
+    params: Params
+    batch_stats: BatchStats
+    opt_state: optax.OptState
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    """Everything a checkpoint must hold for the next step to be the same. `discriminator` is None without adversarial loss."""
+    """Everything that a checkpoint must hold for the next step to be the same.
+
+    `discriminator` is None without adversarial loss. `ema`, the generator's moving average, is None where `optim.ema` is 0.
+    """
 
     step: jax.Array
     generator: Learner
     discriminator: Learner | None
-    ema: Any
+    ema: Params | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """The modules; their parameters live in `State`, or, for the frozen VGG, in the step's third argument."""
+    """The modules. Their parameters live in `State`, and the frozen VGG's in the step's third argument."""
 
-    generator: Any
+    generator: nn.Module
     discriminator: Any  # None without adversarial loss
-    vgg: Any  # VGG, or None without perceptual loss
+    vgg: Any  # None without perceptual loss
 
 
-def make_networks(config: Config) -> tuple[Networks, Any]:
-    """The networks of a run, and the frozen VGG parameters (None when the perceptual weight is 0)."""
+def make_networks(config: Config) -> tuple[Networks, Params | None]:
+    """Returns the networks of a run, and the frozen VGG's parameters, which are None without perceptual loss."""
     dtype = jnp.dtype(config.train.precision)
-    axis = parallel.AXIS if config.train.batch_norm == "global" else None
+    axis = devices.AXIS if config.train.batch_norm == "global" else None
     loss = config.loss
-    vgg, frozen = (None, None)
+    vgg, frozen = None, None
     if loss.perceptual_weight > 0:
         vgg, frozen = load_vgg(loss.vgg, loss.perceptual_layers, loss.vgg_weights, dtype, loss.vgg_input == "raw")
-    discriminator = build.discriminator(config.discriminator, dtype, axis) if loss.adversarial_weight > 0 else None
-    return Networks(build.generator(config.generator, dtype, axis, config.parallel.remat), discriminator, vgg), frozen
+    discriminator = make_discriminator(config.discriminator, dtype, axis) if loss.adversarial_weight > 0 else None
+    return Networks(make_generator(config.generator, dtype, axis, config.parallel.remat), discriminator, vgg), frozen
 
 
 def init_state(config: Config, networks: Networks) -> State:
-    """A fresh state, a function of `train.seed` alone."""
-    # rbg keys: jitting a many-layer init over threefry keys takes minutes to compile on a CPU.
+    """Returns a fresh state, a function of `train.seed` alone."""
+    # rbg keys: jitting a many-layer initialisation over threefry keys takes minutes to compile on a CPU.
     generator_key, discriminator_key = jax.random.split(jax.random.key(config.train.seed, impl="rbg"))
-    side = max(32, architecture.grid(config.generator))  # parameters do not depend on it
+    side = max(32, config.generator.grid)  # the parameters do not depend on it
     image = np.zeros((1, side, side, 3), np.float32)
 
-    def learner(module: Any, optimizer: Any, key: jax.Array, *inputs: np.ndarray) -> Learner:
+    def learner(module: Any, optimizer: optax.GradientTransformation, key: jax.Array, *inputs: np.ndarray) -> Learner:
         variables = jax.jit(module.init)(key, *inputs)
         params = variables["params"]
         return Learner(params, variables.get("batch_stats", {}), optimizer.init(params))
 
-    generator_optimizer = optim.optimizer(config.optim, config.optim.generator_optimizer)
+    generator_optimizer = optimizers.optimizer(config.optim, config.optim.generator_optimizer)
     generator = learner(networks.generator, generator_optimizer, generator_key, image)
     discriminator = None
     if networks.discriminator is not None:
-        discriminator = learner(networks.discriminator, optim.optimizer(config.optim), discriminator_key, image, image)
-    ema = jax.tree.map(jnp.array, generator.params)  # a copy: the step donates both
-    return State(jnp.zeros((), jnp.int32), generator, discriminator, ema)
+        discriminator = learner(networks.discriminator, optimizers.optimizer(config.optim), discriminator_key, image, image)
+    return State(jnp.zeros((), jnp.int32), generator, discriminator, _initial_ema(config, generator.params))
 
 
-def state_specs(state: State, devices: int) -> State:
-    """How a state is cut over devices where `parallel.optimizer_state` is `sharded`: the optimizers' arrays, nothing else."""
+def _initial_ema(config: Config, params: Params) -> Params | None:
+    # A copy: the step donates the buffers of both, and a buffer can be donated only once.
+    return jax.tree.map(jnp.array, params) if config.optim.ema else None
+
+
+def state_specs(state: State, count: int) -> State:
+    """Returns how a state is sharded over so many devices: the optimizers' arrays are cut, nothing else is."""
 
     def whole(tree: Any) -> Any:
-        return jax.tree.map(lambda _: parallel.cut_spec((), 1), tree)
+        return jax.tree.map(lambda _: devices.partition_spec((), 1), tree)
 
     def learner(one: Learner) -> Learner:
-        return Learner(
-            whole(one.params), whole(one.stats), jax.tree.map(lambda x: parallel.cut_spec(x.shape, devices), one.opt)
-        )
+        cut = jax.tree.map(lambda x: devices.partition_spec(x.shape, count), one.opt_state)
+        return Learner(whole(one.params), whole(one.batch_stats), cut)
 
     discriminator = None if state.discriminator is None else learner(state.discriminator)
     return State(whole(state.step), learner(state.generator), discriminator, whole(state.ema))
 
 
+# ---- starting from a trained model ------------------------------------------------------------------------------------------
+
+
 def check_start(model: Model, config: Config) -> None:
-    """Refuse to start a run from a model that is neither of its network nor, for a local enhancer, its global generator."""
+    """Refuses to start a run from a model of another network, unless it is the global generator of a local enhancer."""
     generator = config.generator
-    if not _same_weights(model.config, generator) and not _is_global_of(generator, model):
+    if not _same_weights(model.config, generator) and model.config != generator.global_generator:
         raise Refused(f"--train.start-from {config.train.start_from}: holds {model.config}, this run trains {generator}")
 
 
-def _same_weights(one: architecture.Generator, other: architecture.Generator) -> bool:
-    """Whether two descriptions differ in nothing but what acts on the output when retouching."""
-    plain: list[Any] = []
-    for config in (one, other):
-        kept = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("gate", "dead_zone")}
-        plain.append(kept)
-    return plain[0] == plain[1]
-
-
-def _is_global_of(generator: architecture.Generator, model: Model) -> bool:
-    return isinstance(generator, Pix2PixHDLocal) and model.config == global_config(generator)
+def _same_weights(a: Generator, b: Generator) -> bool:
+    """Whether two descriptions have the same weights: they may differ in what acts on the output when retouching."""
+    ignored = ("gate", "dead_zone")
+    first, second = (
+        {key: value for key, value in dataclasses.asdict(config).items() if key not in ignored} for config in (a, b)
+    )
+    return first == second
 
 
 def start_from(state: State, model: Model, config: Config) -> State:
-    """`state` with the generator of `model`: the whole of it, or, for a local enhancer, its global generator."""
-    params, stats = model.variables["params"], model.variables.get("batch_stats", {})
-    if _is_global_of(config.generator, model):
-        params, stats = state.generator.params | {"global": params["global"]}, state.generator.stats
-    learner = dataclasses.replace(state.generator, params=jax.tree.map(jnp.array, params), stats=stats)
-    return dataclasses.replace(state, generator=learner, ema=jax.tree.map(jnp.array, params))
+    """Returns `state` with the weights of `model` as its generator, or as its global generator for a local enhancer."""
+    params, batch_stats = model.variables["params"], model.variables.get("batch_stats", {})
+    if model.config == config.generator.global_generator:
+        params = state.generator.params | {"global": params["global"]}
+        batch_stats = state.generator.batch_stats
+    params = jax.tree.map(jnp.array, params)
+    learner = dataclasses.replace(state.generator, params=params, batch_stats=batch_stats)
+    return dataclasses.replace(state, generator=learner, ema=_initial_ema(config, params))
 
 
-def count(params: Any) -> int:
-    """Number of scalars in a tree."""
+def parameter_count(params: Any) -> int:
+    """The number of scalars in a tree."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))

@@ -1,15 +1,15 @@
 """One training step: the only place where losses meet gradients.
 
-The generator runs forward once. Its vjp is kept: the discriminator learns from the fake (no gradient reaches the generator),
-then the generator learns through the *updated* discriminator, by pulling the gradient at the fake back through the kept vjp.
-(Accumulated over parts of the batch, nothing can be kept: all parts go through the discriminator first, and the generator runs
-forward a second time.)
+The generator runs forward once, and its vjp is kept. The discriminator learns from the real and from the fake, through which no
+gradient reaches the generator. Then the generator learns through the *updated* discriminator: the gradient of its objective at
+the fake is pulled back through the kept vjp. With gradient accumulation nothing can be kept: all microbatches pass through the
+discriminator first, and the generator runs forward a second time.
 
-Which passes move BatchNorm's moving averages: the generator's one forward; the discriminator's pass over the real, then its
-pass over the fake. The pass by which the generator is judged normalises by its own batch and moves nothing.
+Three passes move BatchNorm's moving averages: the generator's forward pass, the discriminator's pass over the real, and its
+pass over the fake. The pass through which the generator learns normalises by its own batch and moves nothing.
 
-Images arrive as uint8 and are converted here. Each network's gradients, statistics and metrics are averaged over the devices
-in one collective; BatchNorm normalises by each device's own share of the batch, unless `train.batch_norm` is global.
+Images arrive as uint8 and are converted here. Each network's gradients, statistics and metrics are averaged over the devices in
+one collective. BatchNorm normalises by each device's own share of the batch, unless `train.batch_norm` is global.
 """
 
 import dataclasses
@@ -22,228 +22,315 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from autoretouch_jax import parallel
 from autoretouch_jax.config import Config
-from autoretouch_jax.models import build
-from autoretouch_jax.models.retouch import Retouched
-from autoretouch_jax.training import losses, optim
-from autoretouch_jax.training.state import Learner, Networks, State
+from autoretouch_jax.models.outputs import GeneratorOutput, Scales, discriminator_scales, generator_output
+from autoretouch_jax.models.pixels import to_float
+from autoretouch_jax.runtime import devices
+from autoretouch_jax.training import losses, optimizers
+from autoretouch_jax.training.state import BatchStats, Learner, Networks, Params, State
 
+Batch = dict[str, jax.Array]  # "source", "target": uint8[n, H, W, 3]; "weight", "stop": float32[n]
 Metrics = dict[str, jax.Array]
-Terms = dict[str, tuple[Any, Callable[["Images", Retouched], jax.Array]]]  # weight, and function of the generator's output
-Pass = tuple[Any, Any, Metrics]  # gradients, BatchNorm's moving averages, metrics
+Forward = tuple[GeneratorOutput, Callable[[GeneratorOutput], tuple[Params]], BatchStats]  # the output, its vjp, moved averages
 
 
 class Images(NamedTuple):
-    """A device's share of the batch, or a part of it: float32 `[n, H, W, 3]` in [-1, 1], and float32 `[n]`."""
+    """A device's share of the batch, or a microbatch of it: float32 `[n, H, W, 3]` in [-1, 1], and float32 `[n]`."""
 
     source: jax.Array
     target: jax.Array
     weight: jax.Array
 
 
-def to_float(image: jax.Array) -> jax.Array:
-    """uint8 → float32 in [-1, 1]."""
-    return image.astype(jnp.float32) / 127.5 - 1.0
+class PassResult(NamedTuple):
+    """What a pass over a microbatch, or over the whole share, gives."""
+
+    gradients: Params
+    batch_stats: BatchStats
+    metrics: Metrics
 
 
-def train_step(state: State, batch: dict[str, jax.Array], frozen: Any, *, networks: Networks, config: Config):
-    """`(state, {"source", "target": uint8[n, H, W, 3], "weight": float32[n]}, VGG parameters) → (state, metrics)`.
+def train_step(
+    state: State, batch: Batch, frozen: Params | None, *, networks: Networks, config: Config
+) -> tuple[State, Metrics]:
+    """One step on one device's share of the batch. `frozen` are the VGG's parameters.
 
-    To be called with one device's share. Every loss of the batch is the mean of its images' losses times their weights
-    (`data/crops.py`; 1 where there are none). Where the batch has "stop", its mean over all devices is among the metrics.
+    Every loss of the batch is the mean of its images' losses times their weights (`data/crops.py`; 1 where there are none).
+    Where the batch has "stop", its mean over all devices is among the metrics: see `agreed_to_stop` in `loop.py`.
     """
-    images, parts = _images(batch), config.parallel.accumulate
-    factor = optim.schedule(config.optim, config.train.steps, state.step)
-    key = parallel.fold_in_device(jax.random.fold_in(jax.random.key(config.train.seed), state.step))
-    forward = functools.partial(_forward, networks=networks, key=key)
-    kept = forward(state.generator, images, 0) if parts == 1 else None
+    images, microbatches = _to_images(batch), config.parallel.accumulate
+    rate_factor = optimizers.schedule(config.optim, config.train.steps, state.step)
+    # Dropout is a function of seed, step and device, so a resumed run drops the same units.
+    key = devices.fold_in_device(jax.random.fold_in(jax.random.key(config.train.seed), state.step))
+    forward = functools.partial(_generator_forward, networks=networks, key=key)
 
-    discriminator, metrics = state.discriminator, {}
+    # ---- the generator's forward pass ----------------------------------------------------------------------------------
+    kept = forward(state.generator, images, 0) if microbatches == 1 else None
+
+    # ---- the discriminator, on the real and the fake -------------------------------------------------------------------
+    discriminator, metrics = state.discriminator, dict[str, jax.Array]()
     if discriminator is not None:
 
-        def fake(part: Images, number: Any) -> jax.Array:
+        def make_fake(part: Images, number: Any) -> jax.Array:
             return (kept or forward(state.generator, part, number))[0].image
 
-        discriminator, metrics = _update_discriminator(discriminator, images, fake, factor, networks, config)
+        discriminator, metrics = _update_discriminator(discriminator, images, make_fake, rate_factor, networks, config)
 
-    def generator_pass(stats: Any, part: Images, number: Any) -> Pass:
-        learner = dataclasses.replace(state.generator, stats=stats)
-        output, pull, stats = kept or forward(learner, part, number)
-        functions = _generator_losses(state.step, discriminator, frozen, networks, config)
-        cotangent, metrics = _judged(functions, output, part, config)
-        return pull(cotangent)[0], stats, metrics
+    # ---- the generator, through the updated discriminator --------------------------------------------------------------
+    def generator_pass(batch_stats: BatchStats, part: Images, number: Any) -> PassResult:
+        learner = dataclasses.replace(state.generator, batch_stats=batch_stats)
+        output, pull, batch_stats = kept or forward(learner, part, number)
+        gradient, metrics = generator_objective(output, part, state.step, discriminator, frozen, networks, config)
+        return PassResult(pull(gradient)[0], batch_stats, metrics)
 
-    passed = _in_parts(generator_pass, state.generator.stats, images, parts)
+    result = _over_microbatches(generator_pass, state.generator.batch_stats, images, microbatches)
     if "stop" in batch:
-        passed[2]["stop"] = jnp.mean(batch["stop"])
-    gradients, stats, judged = parallel.mean(passed)
-    gradients = optim.freeze_global(gradients, config.optim, state.step)
-    learning_rate = config.optim.generator_lr * factor
-    generator = _descend(state.generator, gradients, stats, learning_rate, config, config.optim.generator_optimizer)
-    ema = optim.ema_update(state.ema, generator.params, config.optim.ema, state.step)
-    metrics |= judged | {"generator_gradient_norm": optax.global_norm(gradients), "learning_rate": learning_rate}
+        result.metrics["stop"] = jnp.mean(batch["stop"])
+    gradients, batch_stats, generator_metrics = devices.mean(result)
+    gradients = optimizers.freeze_global(gradients, config.optim, state.step)
+    learning_rate = config.optim.generator_lr * rate_factor
+    kind = config.optim.generator_optimizer
+    generator = _apply_gradients(state.generator, gradients, batch_stats, learning_rate, config, kind)
+
+    # ---- the moving average --------------------------------------------------------------------------------------------
+    ema = None if state.ema is None else optimizers.ema_update(state.ema, generator.params, config.optim.ema, state.step)
+    metrics |= generator_metrics
+    metrics |= {"generator_gradient_norm": optax.global_norm(gradients), "learning_rate": learning_rate}
     return State(state.step + 1, generator, discriminator, ema), metrics
 
 
-def _forward(learner: Learner, part: Images, number: Any, networks: Networks, key: jax.Array):
-    """`(output, its vjp, BatchNorm's moved averages)` of the generator in training."""
+def _to_images(batch: Batch) -> Images:
+    """Returns the batch as float32, converted once."""
+    weight = batch.get("weight", jnp.ones(len(batch["source"]), jnp.float32))
+    # Without the barrier a compiler may convert again, with another rounding, wherever the images are used. Where nothing is to
+    # be edited, source and target must be equal to the bit, or the L1 loss pulls by the sign of mere rounding.
+    return jax.lax.optimization_barrier(Images(to_float(batch["source"]), to_float(batch["target"]), weight))
+
+
+def _over_microbatches(
+    one_pass: Callable[[BatchStats, Images, Any], PassResult], batch_stats: BatchStats, images: Images, count: int
+) -> PassResult:
+    """Runs `one_pass(batch_stats, part, number)` over the microbatches, one after another.
+
+    Gradients and metrics are averaged. Each microbatch moves the statistics that the one before it has left.
+    """
+    if count == 1:
+        return one_pass(batch_stats, images, 0)
+    parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), images)
+    first = jax.tree.map(lambda x: x[0], parts)
+    shapes = jax.eval_shape(one_pass, batch_stats, first, 0).gradients
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def body(carry: tuple[Params, BatchStats], numbered: tuple[Images, Any]) -> tuple[tuple[Params, BatchStats], Metrics]:
+        total, batch_stats = carry
+        result = one_pass(batch_stats, *numbered)
+        return (jax.tree.map(jnp.add, total, result.gradients), result.batch_stats), result.metrics
+
+    (total, batch_stats), metrics = jax.lax.scan(body, (zeros, batch_stats), (parts, jnp.arange(count)))
+    return PassResult(jax.tree.map(lambda x: x / count, total), batch_stats, jax.tree.map(jnp.mean, metrics))
+
+
+# ---- the discriminator ------------------------------------------------------------------------------------------------------
+
+
+def _update_discriminator(
+    learner: Learner,
+    images: Images,
+    make_fake: Callable[[Images, Any], jax.Array],
+    rate_factor: jax.Array,
+    networks: Networks,
+    config: Config,
+) -> tuple[Learner, Metrics]:
+    """Returns the discriminator after its step, and its metrics. `make_fake(part, number)` is the generator's image."""
+
+    def discriminator_pass(batch_stats: BatchStats, part: Images, number: Any) -> PassResult:
+        fake = jax.lax.stop_gradient(make_fake(part, number))
+        return _discriminator_gradients(learner.params, batch_stats, part, fake, networks, config)
+
+    result = _over_microbatches(discriminator_pass, learner.batch_stats, images, config.parallel.accumulate)
+    gradients, batch_stats, metrics = devices.mean(result)
+    learning_rate = config.optim.discriminator_lr * rate_factor
+    return _apply_gradients(learner, gradients, batch_stats, learning_rate, config), metrics
+
+
+def _discriminator_gradients(
+    params: Params, batch_stats: BatchStats, part: Images, fake: jax.Array, networks: Networks, config: Config
+) -> PassResult:
+    def loss(params: Params) -> tuple[jax.Array, tuple[BatchStats, Metrics]]:
+        # Real first, then fake: BatchNorm's moving averages depend on the order.
+        real_scales, moved = _discriminate(networks, params, batch_stats, part.source, part.target)
+        fake_scales, moved = _discriminate(networks, params, moved, part.source, fake)
+        value = jnp.mean(part.weight * losses.discriminator(config.loss.adversarial, real_scales, fake_scales))
+        logits = {"logits/real": real_scales[0][-1].mean(), "logits/fake": fake_scales[0][-1].mean()}
+        return value, (moved, {"loss/discriminator": value} | logits)
+
+    gradients, (moved, metrics) = jax.grad(loss, has_aux=True)(params)
+    return PassResult(gradients, moved, metrics)
+
+
+def _discriminate(
+    networks: Networks, params: Params, batch_stats: BatchStats, source: jax.Array, image: jax.Array
+) -> tuple[Scales, BatchStats]:
+    """Returns the discriminator's features and logits for an image, and BatchNorm's moved averages."""
+    variables = {"params": params, "batch_stats": batch_stats}
+    output, moved = networks.discriminator.apply(variables, source, image, train=True, mutable=["batch_stats"])
+    return discriminator_scales(output), moved.get("batch_stats", {})
+
+
+# ---- the generator ----------------------------------------------------------------------------------------------------------
+
+
+def _generator_forward(learner: Learner, part: Images, number: Any, networks: Networks, key: jax.Array) -> Forward:
+    """Returns the generator's output in training, its vjp, and BatchNorm's moved averages."""
     rngs = {"dropout": jax.random.fold_in(key, number)}
 
-    def generate(params: Any):
-        variables = {"params": params, "batch_stats": learner.stats}
+    def generate(params: Params) -> tuple[GeneratorOutput, BatchStats]:
+        variables = {"params": params, "batch_stats": learner.batch_stats}
         output, moved = networks.generator.apply(variables, part.source, train=True, mutable=["batch_stats"], rngs=rngs)
-        return build.retouched(output), moved.get("batch_stats", {})
+        return generator_output(output), moved.get("batch_stats", {})
 
     return jax.vjp(generate, learner.params, has_aux=True)
 
 
-def _update_discriminator(learner: Learner, images: Images, fake: Callable, factor, networks: Networks, config: Config):
-    """The discriminator after its step, and its metrics. `fake(part, number)` is the generator's image of a part."""
+def generator_objective(
+    output: GeneratorOutput,
+    images: Images,
+    step: jax.Array,
+    discriminator: Learner | None,
+    frozen: Params | None,
+    networks: Networks,
+    config: Config,
+) -> tuple[GeneratorOutput, Metrics]:
+    """Returns the gradient of the generator's objective at its output, and the value and share of every term.
 
-    def one_pass(stats: Any, part: Images, number: Any) -> Pass:
-        return _discriminator_gradients(learner.params, stats, part, fake(part, number), networks, config)
-
-    passed = _in_parts(one_pass, learner.stats, images, config.parallel.accumulate)
-    gradients, stats, metrics = parallel.mean(passed)
-    return _descend(learner, gradients, stats, config.optim.discriminator_lr * factor, config), metrics
-
-
-def _images(batch: dict[str, jax.Array]) -> Images:
-    """The batch as float32, made once.
-
-    The barrier keeps a compiler from converting again, with another rounding, wherever the images are used: where nothing is to
-    be edited, source and target must be equal to the bit, or the L1 loss pulls by the sign of what is only rounding.
+    A new loss term takes a function, a line that evaluates it, and a line in the sum.
     """
-    weight = batch.get("weight", jnp.ones(len(batch["source"]), jnp.float32))
-    return jax.lax.optimization_barrier(Images(to_float(batch["source"]), to_float(batch["target"]), weight))
-
-
-def _in_parts(one_pass: Callable[[Any, Images, Any], Pass], stats: Any, images: Images, parts: int) -> Pass:
-    """`one_pass(stats, part, number)` over the parts of a batch: gradients and metrics averaged, `stats` handed on."""
-    if parts == 1:
-        return one_pass(stats, images, 0)
-    cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), images)
-    first = jax.tree.map(lambda x: x[0], cut)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one_pass, stats, first, 0)[0])
-
-    def body(carry, numbered):
-        total, stats = carry
-        gradients, stats, metrics = one_pass(stats, *numbered)
-        return (jax.tree.map(jnp.add, total, gradients), stats), metrics
-
-    (total, stats), metrics = jax.lax.scan(body, (zeros, stats), (cut, jnp.arange(parts)))
-    return jax.tree.map(lambda x: x / parts, total), stats, jax.tree.map(jnp.mean, metrics)
-
-
-def _discriminator_gradients(
-    params: Any, stats: Any, part: Images, fake: jax.Array, networks: Networks, config: Config
-) -> Pass:
-    """Real first, then fake."""
-
-    def loss(params: Any):
-        def judge(image: jax.Array, stats: Any):
-            variables = {"params": params, "batch_stats": stats}
-            found, moved = networks.discriminator.apply(variables, part.source, image, train=True, mutable=["batch_stats"])
-            return build.scales(found), moved.get("batch_stats", {})
-
-        real, moved = judge(part.target, stats)
-        judged, moved = judge(jax.lax.stop_gradient(fake), moved)
-        value = jnp.mean(part.weight * losses.discriminator(config.loss.adversarial, real, judged))
-        logits = {"logits/real": real[0][-1].mean(), "logits/fake": judged[0][-1].mean()}
-        return value, (moved, {"loss/discriminator": value} | logits)
-
-    gradients, (moved, metrics) = jax.grad(loss, has_aux=True)(params)
-    return gradients, moved, metrics
-
-
-def _generator_losses(step, discriminator, frozen, networks: Networks, config: Config) -> Terms:
-    """`{term: (weight, function of the images and the generator's output)}` for the terms whose weight is not 0."""
-    weights, terms = config.loss, {}
-    if weights.pixel_weight > 0:
-        edit_weight = losses.edit_weight(weights.edit_weight, weights.edit_weight_steps, step)
-        pixel = lambda part, fake: losses.pixel(weights.pixel, fake.image, part.target, part.source, edit_weight)  # noqa: E731
-        terms["pixel"] = weights.pixel_weight, pixel
-    if discriminator is not None:
-        terms |= _adversarial_terms(step, discriminator, networks, config)
-    if networks.vgg is not None:
-        terms["perceptual"] = weights.perceptual_weight, _perceptual(frozen, networks, config)
-    if weights.mask_weight > 0:
-        terms["mask"] = weights.mask_weight, lambda part, fake: losses.mask(fake, part.source, part.target)
-    return terms
-
-
-def _judged(functions: Terms, fake: Retouched, part: Images, config: Config) -> tuple[Retouched, Metrics]:
-    """The gradient of what is minimised at the generator's output, and each term's value and share.
-
-    With `remat="full"` one term is done before the next begins: left alone, a compiler may compute them side by side and hold
-    the activations of all.
-    """
-    values: Metrics = {}
-    cotangents: dict[str, Retouched] = {}
-    for name, (scale, function) in functions.items():
-        if config.parallel.remat == "full":
-            part, fake, cotangents = jax.lax.optimization_barrier((part, fake, cotangents))
-        weighted = lambda fake, f=function, part=part: jnp.mean(part.weight * f(part, fake))  # noqa: E731
-        values[name], gradient = jax.value_and_grad(weighted)(fake)
-        cotangents = cotangents | {name: jax.tree.map(lambda g, scale=scale: scale * g, gradient)}
-    values["generator"] = sum(scale * values[name] for name, (scale, _) in functions.items())
-    if "pixel" in values:  # logged without the edit's weight, so that its curve is comparable over the run
-        for name, image in (("pixel", fake.image), ("pixel_identity", part.source)):  # identity: what doing nothing costs
-            plain = losses.pixel(config.loss.pixel, image, part.target, part.source, 1.0)
-            values[name] = jnp.mean(part.weight * plain)
-    total = jax.tree.map(lambda *terms: sum(terms), *cotangents.values())
-    return total, {f"loss/{name}": value for name, value in values.items()} | _shares(cotangents)
-
-
-def _adversarial_terms(step, discriminator: Learner, networks: Networks, config: Config) -> Terms:
     weights = config.loss
-    variables = {"params": discriminator.params, "batch_stats": discriminator.stats}
+    edit_weight = losses.edit_weight(weights.edit_weight, weights.edit_weight_steps, step)
+    adversarial_weight = weights.adversarial_weight * jnp.minimum(1.0, (step + 1) / max(1, weights.adversarial_ramp))
 
-    def judge(part: Images, image: jax.Array):
-        judged = networks.discriminator.apply(variables, part.source, image, train=True, mutable=["batch_stats"])[0]
-        return build.scales(judged)
+    def pixel_loss(fake: GeneratorOutput, images: Images) -> jax.Array:
+        return losses.pixel(weights.pixel, fake.image, images.target, images.source, edit_weight)
 
-    ramp = jnp.minimum(1.0, (step + 1) / max(1, weights.adversarial_ramp))
-    adversarial = lambda part, fake: losses.adversarial(weights.adversarial, judge(part, fake.image))  # noqa: E731
-    terms: Terms = {"adversarial": (weights.adversarial_weight * ramp, adversarial)}
-    if weights.feature_matching_weight > 0:
+    def adversarial_loss(fake: GeneratorOutput, images: Images) -> jax.Array:
+        return losses.adversarial(weights.adversarial, discriminate(images, fake.image))
 
-        def matching(part: Images, fake: Retouched) -> jax.Array:
-            return losses.feature_matching(judge(part, fake.image), judge(part, part.target))
+    def feature_matching_loss(fake: GeneratorOutput, images: Images) -> jax.Array:
+        return losses.feature_matching(discriminate(images, fake.image), discriminate(images, images.target))
 
-        terms["feature_matching"] = weights.feature_matching_weight, matching
-    return terms
+    def perceptual_loss(fake: GeneratorOutput, images: Images) -> jax.Array:
+        fake_features, target_features = vgg_features(fake.image), vgg_features(images.target)
+        return losses.perceptual(fake_features, target_features, weights.perceptual_layer_weights, weights.perceptual_scale)
 
+    def mask_loss(fake: GeneratorOutput, images: Images) -> jax.Array:
+        return losses.mask(fake, images.source, images.target)
 
-def _perceptual(frozen, networks: Networks, config: Config) -> Callable[[Images, Retouched], jax.Array]:
-    weights = config.loss
-    window = (weights.perceptual_downsample, weights.perceptual_downsample)
+    def discriminate(images: Images, image: jax.Array) -> Scales:
+        assert discriminator is not None
+        return _discriminate(networks, discriminator.params, discriminator.batch_stats, images.source, image)[0]
 
-    def features(image: jax.Array):
+    def vgg_features(image: jax.Array) -> losses.Features:
+        window = (weights.perceptual_downsample, weights.perceptual_downsample)
         return networks.vgg.apply({"params": frozen}, nn.avg_pool(image, window, window))
 
-    def perceptual(part: Images, fake: Retouched) -> jax.Array:
-        found, reference = features(fake.image), features(part.target)
-        return losses.perceptual(found, reference, weights.perceptual_layer_weights, weights.perceptual_scale)
+    term = TermEvaluator(output, images, one_by_one=config.parallel.remat == "full")
+    pixel = term("pixel", weights.pixel_weight, pixel_loss)
+    adversarial = term("adversarial", weights.adversarial_weight, adversarial_loss)
+    feature_matching = term("feature_matching", weights.feature_matching_weight, feature_matching_loss)
+    perceptual = term("perceptual", weights.perceptual_weight, perceptual_loss)
+    mask = term("mask", weights.mask_weight, mask_loss)
+    objective = (
+        weights.pixel_weight * pixel
+        + adversarial_weight * adversarial
+        + weights.feature_matching_weight * feature_matching
+        + weights.perceptual_weight * perceptual
+        + weights.mask_weight * mask
+    )
+    metrics = term.values() | {"loss/generator": jnp.asarray(objective.value)} | objective.shares()
+    if weights.pixel_weight > 0:
+        # Logged without the edit's weight, so that the curve is comparable over the run, beside what doing nothing costs.
+        for name, image in (("pixel", output.image), ("pixel_identity", images.source)):
+            plain = losses.pixel(weights.pixel, image, images.target, images.source, 1.0)
+            metrics[f"loss/{name}"] = jnp.mean(images.weight * plain)
+    return objective.gradient(), metrics
 
-    return perceptual
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """A loss at the generator's output: its value, and the gradient there of each of its terms, by name.
+
+    Terms are weighted and added like the numbers that they stand for. The gradients stay apart, so that each one's share of the
+    whole can be logged.
+    """
+
+    value: jax.Array | float
+    gradients: dict[str, GeneratorOutput]
+
+    def __rmul__(self, weight: jax.Array | float) -> "Term":
+        scaled = {name: jax.tree.map(lambda g: weight * g, gradient) for name, gradient in self.gradients.items()}
+        return Term(weight * self.value, scaled)
+
+    def __add__(self, other: "Term") -> "Term":
+        return Term(self.value + other.value, self.gradients | other.gradients)
+
+    def gradient(self) -> GeneratorOutput:
+        """The gradient of the whole."""
+        return jax.tree.map(lambda *terms: sum(terms), *self.gradients.values())
+
+    def shares(self) -> Metrics:
+        """`share/TERM`: the norm of a term's gradient over the sum of these norms."""
+        norms = {name: optax.global_norm(gradient) for name, gradient in self.gradients.items()}
+        total = sum(norms.values()) + 1e-30  # nothing pulls where source and target are equal
+        return {f"share/{name}": norm / total for name, norm in norms.items()}
 
 
-def _shares(cotangents: dict[str, Retouched]) -> Metrics:
-    """`share/TERM`: the norm of the term's weighted gradient at the generator's output, over the sum of these norms."""
-    norms = {name: optax.global_norm(value) for name, value in cotangents.items()}
-    total = sum(norms.values()) + 1e-30
-    return {f"share/{name}": norm / total for name, norm in norms.items()}
+class TermEvaluator:
+    """Evaluates losses at the generator's output, each with its gradient.
+
+    With `one_by_one` a term is done before the next one begins. Left alone, a compiler may compute them side by side and store
+    the activations of all of them at once.
+    """
+
+    def __init__(self, output: GeneratorOutput, images: Images, one_by_one: bool) -> None:
+        self._inputs, self._one_by_one = (output, images), one_by_one
+        self._terms: dict[str, Term] = {}
+
+    def __call__(self, name: str, weight: float, loss: Callable[[GeneratorOutput, Images], jax.Array]) -> Term:
+        """Returns the mean of `loss` over the images, weighted by their weights. With a weight of 0 nothing is computed."""
+        if weight == 0:
+            return Term(0.0, {})
+        if self._one_by_one:
+            gradients = {name: term.gradients for name, term in self._terms.items()}
+            self._inputs, _ = jax.lax.optimization_barrier((self._inputs, gradients))
+        output, images = self._inputs
+        value, gradient = jax.value_and_grad(lambda fake: jnp.mean(images.weight * loss(fake, images)))(output)
+        self._terms[name] = Term(value, {name: gradient})
+        return self._terms[name]
+
+    def values(self) -> Metrics:
+        """`loss/TERM`: the value of every term that was computed, without its weight."""
+        return {f"loss/{name}": jnp.asarray(term.value) for name, term in self._terms.items()}
 
 
-def _descend(learner: Learner, gradients: Any, stats: Any, learning_rate: jax.Array, config: Config, kind: str = "adam"):
-    optimizer, gradients = optim.optimizer(config.optim, kind), optim.clip(gradients, config.optim)
+# ---- the update -------------------------------------------------------------------------------------------------------------
+
+
+def _apply_gradients(
+    learner: Learner,
+    gradients: Params,
+    batch_stats: BatchStats,
+    learning_rate: jax.Array,
+    config: Config,
+    kind: str = "adam",
+) -> Learner:
+    """Returns the network after its optimizer's step."""
+    optimizer, gradients = optimizers.optimizer(config.optim, kind), optimizers.clip(gradients, config.optim)
     if config.parallel.optimizer_state == "sharded":
-        own = parallel.own_part((gradients, learner.params))
-        updates, opt = optimizer.update(own[0], learner.opt, own[1])
-        updates = parallel.join_parts(updates, learner.params)
+        # Every device updates its own part of the moments, and then all of them need the whole update.
+        own_gradients, own_params = devices.own_part((gradients, learner.params))
+        updates, opt_state = optimizer.update(own_gradients, learner.opt_state, own_params)
+        updates = devices.join_parts(updates, learner.params)
     else:
-        updates, opt = optimizer.update(gradients, learner.opt, learner.params)
+        updates, opt_state = optimizer.update(gradients, learner.opt_state, learner.params)
     params = jax.tree.map(lambda p, u: p - learning_rate * u, learner.params, updates)
-    return Learner(params, stats, opt)
+    return Learner(params, batch_stats, opt_state)

@@ -1,0 +1,17 @@
+"""Paths as text: which of them name an object store, and how they are made absolute. Nothing here touches a disk."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+REMOTE = re.compile(r"(gs|s3)://[^/]")
+
+
+def is_remote(path: Any) -> bool:
+    """Whether the path names an object store: `gs://…` or `s3://…`."""
+    return bool(REMOTE.match(str(path)))
+
+
+def absolute(path: str) -> str:
+    """The same file or folder from any working directory. An object store's path is absolute already."""
+    return path if is_remote(path) else str(Path(path).expanduser().resolve())

@@ -1,0 +1,217 @@
+"""The configuration of a run: frozen dataclasses, filled by a Python file under `configs/` and the command line.
+
+Every key is `group.name`, on the command line `--group.name VALUE`; hyphens and underscores both work.
+Images are float32 in [-1, 1] inside the networks. Sizes are pixels. Periods are optimizer steps.
+The text below a key is its `--help`. Where the AutoRetouch paper does not state a value in a source that we could read, the
+default is ours.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from autoretouch_jax.config.networks import AutoRetouch, AutoRetouchPatchGAN, Discriminator, Generator
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What the generator is trained on. A term whose weight is 0 is not computed at all."""
+
+    pixel: Literal["mse", "l1"] = "mse"
+    """`mse` is the paper's, `l1` pix2pix'."""
+    pixel_weight: float = 100.0
+    """Weight of the pixel loss."""
+    edit_weight: float = 1.0
+    """How many times an edited pixel counts in the pixel loss at the start of training; 1 counts it like any other."""
+    edit_weight_steps: int = 0
+    """Steps over which the edit's weight falls to 1: the network first learns to find, then to leave alone. 0: it stays."""
+    adversarial: Literal["bce", "lsgan", "hinge"] = "bce"
+    """Form of the adversarial loss."""
+    adversarial_weight: float = 1.0
+    """Weight of the adversarial loss. At 0 there is no discriminator."""
+    adversarial_ramp: int = 0
+    """Steps over which the adversarial weight rises from 0. 0 gives it in full from the start."""
+    feature_matching_weight: float = 0.0
+    """Weight of the mean absolute difference between the discriminator's features for fake and target (pix2pixHD). It needs a
+    PatchGAN."""
+    mask_weight: float = 0.0
+    """Weight of the predicted mask's binary cross-entropy. It needs a network that predicts a mask, such as `retouch`."""
+    perceptual_weight: float = 1.0
+    """Weight of the perceptual loss. At 0 no VGG is loaded."""
+    perceptual_layers: tuple[str, ...] = ("relu1_2", "relu2_2", "relu3_3")
+    """VGG activations that are compared."""
+    perceptual_downsample: int = 1
+    """Average the images over squares of this side before the VGG: 2 costs a quarter and compares larger spots."""
+    perceptual_layer_weights: tuple[float, ...] = ()
+    """A weight for each layer. Where none are given, the layers are averaged."""
+    perceptual_scale: Literal["rms", "none"] = "rms"
+    """`rms` divides by the RMS of the target's activation, so that weights do not depend on layer or file. `none` is the
+    published form."""
+    vgg_input: Literal["imagenet", "raw"] = "imagenet"
+    """`imagenet` normalises as the weights were trained. `raw` feeds [-1, 1], as pix2pixHD's published code does."""
+    vgg: Literal["vgg16", "vgg19"] = "vgg16"
+    """Which VGG the perceptual loss uses."""
+    vgg_weights: str = "download"
+    """A file (.pth, .npz, .h5), `download` (torchvision's, checked and cached), or `random` (for tests; it teaches little)."""
+
+
+@dataclass(frozen=True)
+class BlemishConfig:
+    """Procedural blemishes for a folder of clean faces. Sizes are pixels of the training crop."""
+
+    per_megapixel: tuple[float, float] = (1500.0, 8000.0)
+    """Blemishes per million pixels, drawn log-uniformly for each crop."""
+    radius: tuple[float, float] = (1.0, 10.0)
+    """Range of radii, log-scaled. Large radii are rarer."""
+    strength: tuple[float, float] = (0.2, 0.9)
+    """How far a blemish moves the skin towards its own colour: 0 not at all, 1 all the way."""
+    clean_share: float = 0.1
+    """Share of the crops that get no blemish, so that the network learns to leave skin alone."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the pairs come from: `root` (clean faces), `source` and `target` (paired by name), `records`, or `tfds`."""
+
+    root: str | None = None
+    """A folder of clean faces. Blemishes are drawn on them while training."""
+    source: str | None = None
+    """A folder of images before retouching."""
+    target: str | None = None
+    """A folder of images after retouching, with the same names."""
+    records: str | None = None
+    """A folder that `autoretouch data prepare` wrote: the fastest to train from. In gs:// or s3:// each shard is copied to the
+    cache when it is first needed."""
+    tfds: str | None = None
+    """The folder of a TFDS data set that holds `source` and `target`, such as `autoretouch data build` writes."""
+    split: str = "train"
+    """Split of the TFDS data set."""
+    audit: str | None = None
+    """What `autoretouch data audit --json` wrote. Each pair counts with its weight; pairs of weight 0 are left out."""
+    on_bad: Literal["skip", "fail"] = "skip"
+    """An example that cannot be read is replaced, up to one in a thousand of them (at least one), or stops the run."""
+    crop: int = 256
+    """Side of the square training crop, in pixels. It is even."""
+    resize: int = 0
+    """Resize every photo to this square side before the crop, as pix2pix does (286). 0 crops from full resolution."""
+    edit_crops: float = 0.0
+    """For pairs: share of the crops that are placed around an edit. About a third of random crops hold none. Each crop is
+    weighted in the losses, so that their means stay what they are over crops placed anywhere."""
+    zoom: tuple[float, float] = (1.0, 1.0)
+    """Range of the random resize factor of a photo before the crop. A photo is never made smaller than the crop."""
+    flip: bool = True
+    """Mirror every second crop."""
+    colour: float = 0.0
+    """Random gamma and gain of each channel, within about ± this share, the same for both images."""
+    extra_blemishes: float = 0.0
+    """For pairs: share of the crops whose source gets blemishes drawn on top."""
+    blemish: BlemishConfig = field(default_factory=BlemishConfig)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Adam for both networks, or Muon for the generator. The learning rate warms up linearly, stays, and falls to zero."""
+
+    generator_optimizer: Literal["adam", "muon"] = "adam"
+    """`muon` learns in fewer steps, each slightly more expensive. The published recipes use Adam."""
+    generator_lr: float = 2e-4
+    """Learning rate of the generator after the warm-up."""
+    discriminator_lr: float = 2e-4
+    """Learning rate of the discriminator after the warm-up."""
+    beta1: float = 0.5
+    """Adam's decay of the gradient's mean."""
+    beta2: float = 0.999
+    """Adam's decay of the gradient's square."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises."""
+    decay_share: float = 0.5
+    """Share of `train.steps`, at the end, over which the learning rate falls to zero."""
+    clip_norm: float = 0.0
+    """Clip each network's gradient to this norm. 0 does not clip."""
+    global_frozen_steps: int = 0
+    """For pix2pixHD's local enhancer: steps during which its global generator is not trained."""
+    ema: float = 0.999
+    """Decay of the generator's moving average per step, warmed up. 0 keeps no average: the model is the trained weights."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The run itself."""
+
+    steps: int = 100_000
+    """Optimizer steps. 0: as many as `epochs` passes over the data make."""
+    epochs: int = 0
+    """Passes over the data. It counts only where `steps` is 0."""
+    start_from: str | None = None
+    """A run or model/ folder whose weights the generator starts with: for fine-tuning, or, for pix2pixHD's local enhancer, a
+    trained global generator."""
+    batch: int = 8
+    """Images per step over all devices."""
+    seed: int = 0
+    """Everything random is a function of this and the step."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Compute type. Parameters, losses and statistics stay float32."""
+    batch_norm: Literal["per_device", "global"] = "per_device"
+    """Over which images BatchNorm takes its statistics. `per_device` needs no communication, and results depend on the number
+    of images per device. `global` needs two small all-reduces a layer, and gives the same numbers however the batch is spread.
+    Without BatchNorm there is no difference."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints."""
+    log_every: int = 50
+    """Steps between two lines of metrics.jsonl."""
+    sample_every: int = 1000
+    """Steps between two pictures of samples."""
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the step is spread and fed. The order of the data does not depend on it, so all of it may change on resume.
+
+    With BatchNorm and `train.batch_norm="per_device"`, results depend on the number of devices and on `accumulate`.
+    """
+
+    mode: Literal["jit", "pmap"] = "jit"
+    """`jit` over a mesh, or `pmap`: the same step, the same numbers, the same checkpoints."""
+    devices: int = 0
+    """Devices to use; 0 means all. Several processes always use all of theirs."""
+    accumulate: int = 1
+    """Microbatches into which a device's share of the batch is cut. They are computed one after another and their gradients
+    averaged: the memory of one microbatch, the result of the whole batch. The generator runs forward twice, which costs about
+    a fifth more."""
+    remat: Literal["none", "norms", "full"] = "none"
+    """What the generator's blocks recompute in the backward pass instead of storing it: nothing, norms and activations, or
+    everything (`full`: the least memory, up to a third more computation)."""
+    optimizer_state: Literal["replicated", "sharded"] = "replicated"
+    """With `sharded` each device stores its part of Adam's moments, at the cost of an all-gather. It needs `mode="jit"` and
+    Adam."""
+    distributed: Literal["auto", "on", "off"] = "auto"
+    """Whether this is one of several processes. `auto` looks for Slurm, Open MPI, a TPU pod's TPU_WORKER_HOSTNAMES, or the
+    variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. `on` lets JAX find out (Cloud TPU VMs)."""
+    coordinator: str | None = None
+    """ADDRESS:PORT of process 0, the same for all processes. It needs `processes` and `process` too."""
+    processes: int = 0
+    """How many processes there are, where `coordinator` is given."""
+    process: int = 0
+    """Number of this process, from 0, where `coordinator` is given."""
+    timeout: int = 300
+    """Seconds after which a silent process counts as lost and the others stop."""
+    input_threads: int = 2
+    """Threads that decode and augment."""
+    prefetch: int = 16
+    """Examples that each thread prepares in advance."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    generator: Generator = field(default_factory=AutoRetouch)
+    discriminator: Discriminator = field(default_factory=AutoRetouchPatchGAN)
+    loss: LossConfig = field(default_factory=LossConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+
+# The ways to name the data of a run. Exactly one of them is given, in full.
+DATA_FORMS = (("root",), ("source", "target"), ("records",), ("tfds",))

@@ -1,0 +1,117 @@
+"""Which values of a config are possible, alone and together. The others are refused by name, before anything is opened."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from autoretouch_jax.config.loading import flatten
+from autoretouch_jax.config.schema import DATA_FORMS, Config, DataConfig
+from autoretouch_jax.errors import Refused
+
+AT_LEAST_ONE = (
+    "generator.width", "generator.widest", "generator.levels", "generator.downs", "discriminator.width", "discriminator.layers",
+    "discriminator.scales", "train.batch", "train.checkpoint_every", "train.log_every", "train.sample_every",
+    "parallel.input_threads", "parallel.prefetch", "parallel.accumulate", "parallel.timeout", "loss.perceptual_downsample",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "generator.blocks", "generator.global_blocks", "generator.local_blocks", "generator.dead_zone", "optim.warmup_steps",
+    "optim.clip_norm", "optim.global_frozen_steps", "parallel.devices", "parallel.processes", "parallel.process",
+    "train.seed", "train.steps", "train.epochs",
+    "data.resize", "data.colour", "loss.edit_weight_steps", "loss.pixel_weight", "loss.adversarial_weight",
+    "loss.adversarial_ramp", "loss.perceptual_weight", "loss.feature_matching_weight", "loss.mask_weight",
+)  # fmt: skip
+POSITIVE = ("optim.generator_lr", "optim.discriminator_lr", "loss.edit_weight")
+BELOW_ONE = ("optim.beta1", "optim.beta2", "optim.ema", "generator.dropout")
+SHARES = ("optim.decay_share", "data.blemish.clean_share", "data.edit_crops", "data.extra_blemishes", "generator.gate")
+RANGES = ("data.zoom", "data.blemish.radius", "data.blemish.strength", "data.blemish.per_megapixel")
+
+# Keys, the condition that each of them must meet, and how a message words it. A key that a network lacks is passed over.
+RULES: tuple[tuple[Sequence[str], Callable[[Any], bool], str], ...] = (
+    (AT_LEAST_ONE, lambda value: value >= 1, "must be at least 1"),
+    (NOT_NEGATIVE, lambda value: value >= 0, "must not be negative"),
+    (POSITIVE, lambda value: value > 0, "must be positive"),
+    (BELOW_ONE, lambda value: 0 <= value < 1, "must be in [0, 1)"),
+    (SHARES, lambda value: 0 <= value <= 1, "must be in [0, 1]"),
+    (RANGES, lambda value: 0 < value[0] <= value[1], "must be two positive numbers, the smaller first"),
+    (("data.crop",), lambda value: value >= 32 and value % 16 == 0, "must be a multiple of 16, at least 32"),
+)
+
+
+def validate(config: Config) -> None:
+    """Refuses impossible values and combinations, naming the key. Opens no file."""
+    flat = flatten(config)
+    for keys, holds, rule in RULES:
+        for key in keys:
+            if key in flat and not holds(flat[key]):
+                raise Refused(f"--{key.replace('_', '-')} {flat[key]}: {rule}")
+    _validate_losses(config)
+    _validate_run(config)
+    _validate_crop(config)
+    _validate_data(config.data)
+    _validate_parallel(config)
+
+
+def _validate_run(config: Config) -> None:
+    if not config.train.steps and not config.train.epochs:
+        raise Refused("--train.steps and --train.epochs are both 0: nothing would be trained; give one of them")
+    if config.optim.global_frozen_steps and config.generator.global_generator is None:
+        name = config.generator.network
+        raise Refused(f"--optim.global-frozen-steps: network {name} has no global generator inside; set it to 0")
+
+
+def _validate_crop(config: Config) -> None:
+    data, grid = config.data, config.generator.grid
+    if data.crop % grid:
+        raise Refused(f"--data.crop {data.crop}: network {config.generator.network} of this depth needs a multiple of {grid}")
+    if data.resize and data.resize < data.crop:
+        raise Refused(f"--data.resize {data.resize} is smaller than --data.crop {data.crop}; make it at least as large, or 0")
+
+
+def _validate_parallel(config: Config) -> None:
+    parallel, optim = config.parallel, config.optim
+    if parallel.optimizer_state == "sharded" and (parallel.mode != "jit" or optim.generator_optimizer != "adam"):
+        raise Refused("--parallel.optimizer-state sharded needs --parallel.mode jit and --optim.generator-optimizer adam")
+    if bool(parallel.coordinator) != bool(parallel.processes) or parallel.process >= max(1, parallel.processes):
+        raise Refused(
+            "--parallel.coordinator ADDRESS:PORT, --parallel.processes N and --parallel.process P (0 … N-1) belong together"
+        )
+
+
+def _validate_data(data: DataConfig) -> None:
+    given = [form for form in DATA_FORMS if any(getattr(data, key) for key in form)]
+    if len(given) > 1:
+        names = " and ".join("/".join(f"--data.{key}" for key in form) for form in given)
+        raise Refused(f"{names} exclude each other: give clean faces (root), pairs (source and target), records, or tfds")
+    if bool(data.source) != bool(data.target):
+        missing = "target" if data.source else "source"
+        raise Refused(f"--data.{missing} is missing: pairs need both --data.source and --data.target")
+    if not given:
+        raise Refused(
+            "no data: give --data.root FOLDER (clean faces), --data.source A --data.target B (pairs), --data.records FOLDER "
+            "(made by `autoretouch data prepare`) or --data.tfds FOLDER"
+        )
+
+
+def _validate_losses(config: Config) -> None:
+    loss = config.loss
+    if loss.pixel_weight + loss.adversarial_weight + loss.perceptual_weight == 0:
+        raise Refused(
+            "--loss.pixel-weight, --loss.adversarial-weight and --loss.perceptual-weight are all 0: "
+            "nothing would be learned; give at least one a positive weight"
+        )
+    if loss.perceptual_weight > 0 and not loss.perceptual_layers:
+        raise Refused(
+            "--loss.perceptual-layers is empty: name at least one VGG layer, such as relu2_2, or set --loss.perceptual-weight 0"
+        )
+    if loss.perceptual_layer_weights and len(loss.perceptual_layer_weights) != len(loss.perceptual_layers):
+        raise Refused(
+            f"--loss.perceptual-layer-weights has {len(loss.perceptual_layer_weights)} numbers for "
+            f"{len(loss.perceptual_layers)} --loss.perceptual-layers; give one for each, or none"
+        )
+    if loss.feature_matching_weight > 0 and (not config.discriminator.returns_features or loss.adversarial_weight == 0):
+        raise Refused(
+            "--loss.feature-matching-weight compares a PatchGAN's features: choose a config whose discriminator is a PatchGAN, "
+            "and an adversarial weight above 0"
+        )
+    if loss.mask_weight > 0 and not config.generator.predicts_mask:
+        name = config.generator.network
+        raise Refused(f"--loss.mask-weight {loss.mask_weight}: network {name} predicts no mask; set it to 0")

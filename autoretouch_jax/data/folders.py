@@ -1,0 +1,137 @@
+"""Folders of images as sources: clean faces, or pairs in two folders.
+
+Everything that a header or a trailer can tell is checked when a source is made, and every fault is named at once.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from autoretouch_jax.data.images import Header, read_header, read_rgb
+from autoretouch_jax.data.pairing import match_all, named_images, unique_names
+from autoretouch_jax.data.sources import Decoded
+from autoretouch_jax.errors import BadInput, Refused, summarise
+
+CACHE_BYTES = 1 << 30  # a folder whose decoded pixels fit is decoded once
+ALPHA_CHECKED = 64  # files with an alpha channel that are decoded before training starts; the others are checked when read
+
+
+class FaceSource:
+    """Clean faces. Its examples hold only `target`."""
+
+    license: str | None = None
+
+    def __init__(self, root: Path) -> None:
+        files = named_images(root, "--data.root")
+        self.names = [name for name, _ in files]
+        self.targets = [path for _, path in files]
+        headers = _checked_headers(self.targets)
+        _check_alpha(self.targets, headers)
+        self.smallest = _smallest(self.targets, headers)
+        self._example = _cached(self._decode, headers)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> Decoded:
+        return self._example(index)
+
+    def _decode(self, index: int) -> Decoded:
+        return Decoded(self.names[index], {"target": read_rgb(self.targets[index])})
+
+
+@dataclass(frozen=True)
+class PairFiles:
+    """The files of pairs, and their sizes (height, width). `data prepare` reads from it."""
+
+    names: list[str]
+    sources: list[Path]
+    targets: list[Path]
+    sizes: list[tuple[int, int]]
+    license: str | None = None
+
+    def part(self, indices: range) -> "PairFiles":
+        """Returns a run of the pairs."""
+        run = slice(indices.start, indices.stop)
+        return PairFiles(self.names[run], self.sources[run], self.targets[run], self.sizes[run], self.license)
+
+    def stamp(self, index: int) -> str:
+        """Returns a text that changes when one of the two files does."""
+        stats = [path.stat() for path in (self.sources[index], self.targets[index])]
+        return repr([(path.st_size, path.st_mtime_ns) for path in stats])
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns source and target, `uint8[h, w, 3]`. Raises BadInput by name."""
+        return read_rgb(self.sources[index]), read_rgb(self.targets[index])
+
+
+class PairSource:
+    """Pairs from two folders, matched by name."""
+
+    license: str | None = None
+
+    def __init__(self, source: Path, target: Path) -> None:
+        self.files, headers = checked_pairs(source, target)
+        self.names = self.files.names
+        self.smallest = _smallest(self.files.sources, headers)
+        self._example = _cached(self._decode, 2 * headers)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Decoded:
+        return self._example(index)
+
+    def _decode(self, index: int) -> Decoded:
+        source, target = self.files.read(index)
+        return Decoded(self.names[index], {"source": source, "target": target})
+
+
+def checked_pairs(source: Path, target: Path) -> tuple[PairFiles, list[Header]]:
+    """Returns the pairs of two folders and the sources' headers. Raises Refused, naming every fault that files tell unread."""
+    sides = [unique_names(root, named_images(root, role)) for root, role in ((source, "source"), (target, "target"))]
+    pairs = match_all(sides[0], sides[1], (source, target))
+    sources, targets = ([pair[side] for pair in pairs.values()] for side in (0, 1))
+    headers = _checked_headers(sources + targets)
+    unequal = [
+        f"{name} ({a.width}×{a.height} against {b.width}×{b.height})"
+        for name, a, b in zip(pairs, headers, headers[len(sources) :], strict=False)
+        if (a.width, a.height) != (b.width, b.height)
+    ]
+    if unequal:
+        raise Refused(f"source and target differ in size: {summarise(unequal)}")
+    _check_alpha(sources + targets, headers)
+    sizes = [(header.height, header.width) for header in headers[: len(sources)]]
+    return PairFiles(list(pairs), sources, targets, sizes), headers[: len(sources)]
+
+
+def _checked_headers(paths: Sequence[Path]) -> list[Header]:
+    read = [read_header(path) for path in paths]
+    faults = [f"{path}: {fault}" for path, (_, fault) in zip(paths, read, strict=True) if fault]
+    if faults:
+        raise Refused(f"bad images: {summarise(faults)}; replace or remove them")
+    return [header for header, _ in read if header]
+
+
+def _check_alpha(paths: Sequence[Path], headers: Sequence[Header]) -> None:
+    # Whether an alpha channel is opaque shows only in the pixels. Usually all files come from one program: a few will do.
+    with_alpha = [path for path, header in zip(paths, headers, strict=True) if "A" in header.mode]
+    for path in with_alpha[:ALPHA_CHECKED]:
+        try:
+            read_rgb(path)
+        except BadInput as error:
+            raise Refused(str(error)) from error
+
+
+def _smallest(paths: Sequence[Path], headers: Sequence[Header]) -> tuple[Path, int, int]:
+    path, header = min(zip(paths, headers, strict=False), key=lambda pair: min(pair[1].width, pair[1].height))
+    return path, header.width, header.height
+
+
+def _cached(read: Callable[[int], Decoded], headers: Sequence[Header]) -> Callable[[int], Decoded]:
+    if sum(header.width * header.height * 3 for header in headers) > CACHE_BYTES:
+        return read
+    return functools.lru_cache(maxsize=None)(read)

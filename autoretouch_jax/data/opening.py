@@ -1,0 +1,76 @@
+"""From the config's `data` group to a source, with the weights of an audit. A new kind of source is entered here."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from autoretouch_jax.config import DataConfig
+from autoretouch_jax.data.folders import FaceSource, PairSource
+from autoretouch_jax.data.records import RecordSource
+from autoretouch_jax.data.sources import Source
+from autoretouch_jax.errors import Refused
+from autoretouch_jax.runtime import storage
+
+
+def open_source(config: DataConfig) -> Source:
+    """Returns the source that a config names.
+
+    Raises Refused, naming every fault, also when the crop is larger than the smallest image.
+    """
+    source = _open(config)
+    if config.audit:
+        source = Weighted(source, _audit_weights(Path(config.audit), source.names))
+    path, width, height = source.smallest
+    if not config.resize and config.crop > min(width, height):
+        raise Refused(
+            f"--data.crop {config.crop} is larger than {path} ({width}×{height}); choose a smaller crop, or leave it out"
+        )
+    return source
+
+
+def _open(config: DataConfig) -> Source:
+    if config.root:
+        return FaceSource(Path(config.root))
+    if config.records:
+        return RecordSource(storage.open_path(config.records))
+    if config.tfds:
+        # TFDS takes seconds to import, and only this form needs it.
+        from autoretouch_jax.data.tfds_source import TfdsSource
+
+        return TfdsSource(Path(config.tfds), config.split)
+    assert config.source
+    assert config.target
+    return PairSource(Path(config.source), Path(config.target))
+
+
+class Weighted:
+    """A source with the weights of an audit. Examples of weight 0 are left out."""
+
+    def __init__(self, source: Source, weights: dict[str, float]) -> None:
+        self.source, self.weights, self.license = source, weights, source.license
+        self.indices = [i for i, name in enumerate(source.names) if weights.get(name, 1.0) > 0]
+        self.names = [source.names[i] for i in self.indices]
+        self.smallest = source.smallest
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        example = self.source[self.indices[index]]
+        return dataclasses.replace(example, weight=self.weights.get(example.name, 1.0))
+
+
+def _audit_weights(path: Path, names: Sequence[str]) -> dict[str, float]:
+    """Returns `{name: weight}` of a file that `autoretouch data audit --json` wrote."""
+    try:
+        weights = {name: float(pair["weight"]) for name, pair in json.loads(path.read_text())["pairs"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Refused(f"--data.audit {path}: not what `autoretouch data audit --json` writes ({error})") from error
+    # An audit of other data would silently weigh nothing.
+    if not any(name in weights for name in names):
+        raise Refused(f"--data.audit {path}: knows none of the pairs of this data set; audit the data that is trained on")
+    if max(weights.get(name, 1.0) for name in names) <= 0:
+        raise Refused(f"--data.audit {path}: gives every pair the weight 0; nothing would be left to train on")
+    return weights

@@ -1,0 +1,106 @@
+"""A TFDS data set as a source of pairs, for training and for `data prepare`, read without TensorFlow."""
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+from tqdm import tqdm
+
+from autoretouch_jax.data.images import read_rgb
+from autoretouch_jax.data.sources import Decoded
+from autoretouch_jax.errors import Refused
+
+# Beside TFDS' own files: each split's names, heights and widths, so that opening the data set reads no image.
+LIST = "pairs.json"
+IMAGES = ("source", "target")  # the features that hold the images
+
+
+@dataclass(frozen=True)
+class TfdsPairs:
+    """The pairs of a split, for `data prepare`."""
+
+    folder: Path
+    split: str
+    names: list[str]
+    sizes: list[tuple[int, int]]
+    license: str | None
+    start: int = 0
+
+    @classmethod
+    def open(cls, folder: Path, split: str) -> "TfdsPairs":
+        """Opens a whole split."""
+        source = TfdsSource(folder, split)
+        return cls(folder, split, source.names, source.sizes, source.license)
+
+    def part(self, indices: range) -> "TfdsPairs":
+        """Returns a run of the pairs."""
+        names, sizes = (values[indices.start : indices.stop] for values in (self.names, self.sizes))
+        return TfdsPairs(self.folder, self.split, names, sizes, self.license, self.start + indices.start)  # type: ignore[arg-type]
+
+    def stamp(self, index: int) -> str:
+        """Returns a text that changes with the data set: its description has a new digest when it is built again."""
+        return hashlib.sha256((self.folder / "dataset_info.json").read_bytes()).hexdigest() + str(self.start + index)
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns source and target, `uint8[h, w, 3]`. Raises BadInput by name."""
+        pair = _open(self.folder, self.split)[self.start + index]
+        name = f"{self.folder}: {self.names[index]}"
+        return tuple(read_rgb(io.BytesIO(pair[key]), f"{name} ({key})") for key in IMAGES)  # type: ignore[return-value]
+
+
+class TfdsSource:
+    """Pairs of a split of a TFDS data set with the features `source` and `target` (and `name`, if it has one)."""
+
+    def __init__(self, folder: Path, split: str):
+        self.folder, self.split = folder, split
+        pairs = _open(folder, split)
+        self.license: str | None = tfds.builder_from_directory(str(folder)).info.redistribution_info.license or None
+        entries = _names_and_sizes(folder, split, pairs)
+        self.names, self.sizes = [name for name, _, _ in entries], [(height, width) for _, height, width in entries]
+        height, width = min(self.sizes, key=min)
+        self.smallest = folder / self.names[self.sizes.index((height, width))], width, height
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Decoded:
+        name = self.names[index]
+        images = TfdsPairs(self.folder, self.split, self.names, self.sizes, None).read(index)
+        return Decoded(name, dict(zip(IMAGES, images, strict=True)))
+
+
+@functools.lru_cache(maxsize=8)
+def _open(folder: Path, split: str) -> Any:
+    """Returns the split's random-access source of undecoded examples. Raises Refused when there is none."""
+    if not (folder / "dataset_info.json").is_file():
+        raise Refused(
+            f"{folder}: holds no TFDS data set (no dataset_info.json); give the folder named by its version, such as 1.0.0"
+        )
+    builder = tfds.builder_from_directory(str(folder))
+    if split not in builder.info.splits:
+        raise Refused(f"{folder}: has no split {split}; its splits are {', '.join(builder.info.splits)}")
+    if missing := set(IMAGES) - set(builder.info.features):
+        raise Refused(f"{folder}: has no feature {min(missing)}; pairs need the images `source` and `target`")
+    return builder.as_data_source(split, decoders={key: tfds.decode.SkipDecoding() for key in IMAGES})
+
+
+def _names_and_sizes(folder: Path, split: str, pairs: Any) -> list[tuple[str, int, int]]:
+    """Returns names, heights and widths: from the list beside the data set, or, where there is none, from every example."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        if len(listed := json.loads((folder / LIST).read_text())[split]) == len(pairs):
+            return [tuple(item) for item in listed]
+    # Another program wrote the data set.
+    entries = []
+    for index in tqdm(range(len(pairs)), desc="reading sizes", unit="pair", disable=None):
+        pair = pairs[index]
+        with Image.open(io.BytesIO(pair["source"])) as image:
+            entries.append((pair["name"].decode() if "name" in pair else f"{index:06d}", image.height, image.width))
+    return entries

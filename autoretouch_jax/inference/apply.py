@@ -1,0 +1,98 @@
+"""A generator applied to a whole image: tiles, gate and dead zone. Evaluation, sampling and retouching all come here.
+
+Images are uint8 `[H, W, 3]`, RGB, of any size.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from autoretouch_jax.config.networks import Generator
+from autoretouch_jax.models.folder import Model
+from autoretouch_jax.models.modules import make_generator
+from autoretouch_jax.models.outputs import generator_output
+from autoretouch_jax.models.pixels import to_float, to_uint8
+from autoretouch_jax.runtime import devices
+
+TILE = 512  # largest side of a tile without its halo, so that memory stays bounded whatever the photo's size
+TILE_STEP = 64  # tiles of smaller images have a multiple of this as their side, so that few shapes are compiled
+
+
+def retouch_array(model: Model, image: np.ndarray, strength: float = 1.0, tile: int = TILE) -> np.ndarray:
+    """Returns the retouched image, uint8, of the same size.
+
+    `strength` 0 returns the input, 1 the model's output, and in between a blend of the two.
+    """
+    output, mask = network_output(model, image, tile)
+    return apply_gate(model.config, image, output, mask, strength)
+
+
+def network_output(model: Model, image: np.ndarray, tile: int = TILE) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns the network's own 8-bit output, before gate and dead zone, and its mask, float32 `[H, W]` in [0, 1], or None.
+
+    The image is mirrored beyond its borders and cut into tiles that overlap by the receptive radius, so that the size of the
+    tiles does not show in the result. Networks that look at the whole image at once get it whole.
+    """
+    height, width = image.shape[:2]
+    grid, radius = model.config.grid, model.config.receptive_radius
+    if radius is None:
+        halo, tile_height, tile_width = 0, -(-height // grid) * grid, -(-width // grid) * grid
+    else:
+        halo = radius
+        tile_height = tile_width = min(tile, -(-max(height, width) // TILE_STEP) * TILE_STEP)
+    rows, columns = -(-height // tile_height), -(-width // tile_width)
+    padded = _mirror(image, halo, halo + rows * tile_height - height, halo + columns * tile_width - width)
+    corners = [(top, left) for top in range(0, height, tile_height) for left in range(0, width, tile_width)]
+    windows = [padded[top : top + tile_height + 2 * halo, left : left + tile_width + 2 * halo] for top, left in corners]
+    output, mask = np.empty_like(image), None
+    for (top, left), (patch, patch_mask) in zip(corners, _on_all_devices(model, windows), strict=True):
+        inside = np.s_[halo : halo + min(tile_height, height - top), halo : halo + min(tile_width, width - left)]
+        area = np.s_[top : top + tile_height, left : left + tile_width]
+        output[area] = patch[inside]
+        if patch_mask is not None:
+            mask = np.empty((height, width), np.float32) if mask is None else mask
+            mask[area] = patch_mask[inside]
+    return output, mask
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(config: Generator, variables: dict, tiles: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    output = generator_output(make_generator(config).apply(variables, to_float(tiles)))
+    mask = None if output.mask_logits is None else jax.nn.sigmoid(output.mask_logits[..., 0])
+    return to_uint8(output.image), mask
+
+
+def _on_all_devices(model: Model, windows: list[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Yields the network's output for each window, one window per device at a time."""
+    at_once = min(len(windows), devices.local_devices())
+    for first in range(0, len(windows), at_once):
+        group = windows[first : first + at_once]
+        # The last group is filled up, because another number of tiles would be compiled again.
+        filled = np.stack(group + [group[-1]] * (at_once - len(group)))
+        patches, masks = _apply(model.config, model.variables, devices.spread_over_local_devices(filled))
+        for i in range(len(group)):
+            yield np.asarray(patches[i]), None if masks is None else np.asarray(masks[i])
+
+
+def apply_gate(
+    config: Generator, image: np.ndarray, output: np.ndarray, mask: np.ndarray | None, strength: float = 1.0
+) -> np.ndarray:
+    """Blends the network's output into the image, on 8-bit levels, except where the image is to be left alone.
+
+    A pixel is left alone, bit-identical, when its mask is below the network's gate, or when no channel would change by more
+    than the dead zone.
+    """
+    change = output.astype(np.int16) - image
+    keep = np.abs(change).max(-1) > config.dead_zone
+    if mask is not None:
+        keep &= mask >= config.gate
+    change *= keep[..., None].astype(np.int16)
+    return (image + np.rint(strength * change.astype(np.float32))).astype(np.uint8)
+
+
+def _mirror(image: np.ndarray, before: int, bottom: int, right: int) -> np.ndarray:
+    """Mirrors the image beyond its borders. Where it is smaller than the margin, NumPy repeats the reflection."""
+    margins = ((before, bottom), (before, right), (0, 0))
+    return np.pad(image, margins, mode="reflect") if min(image.shape[:2]) > 1 else np.pad(image, margins, mode="edge")

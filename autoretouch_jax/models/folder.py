@@ -1,0 +1,85 @@
+"""A trained generator as a folder: `model.safetensors` and a `model.json` that describes it completely."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from autoretouch_jax.config.networks import Generator, generator_from_json
+from autoretouch_jax.errors import Refused
+from autoretouch_jax.models.modules import make_generator
+from autoretouch_jax.runtime import storage
+
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Model:
+    """A generator ready to use. `variables` are what its module's `apply` takes."""
+
+    config: Generator
+    variables: dict[str, Any]
+    data_license: str | None = None
+    """The licence of the data that it was trained on, where that was stated."""
+
+
+def save_model(folder: Any, config: Generator, params: Any, stats: Any, step: int, data_license: str | None = None) -> None:
+    """Writes or replaces the folder. Each of its files appears whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tree = {"params": jax.device_get(params), **({"batch_stats": jax.device_get(stats)} if stats else {})}
+    arrays = {name: np.ascontiguousarray(value) for name, value in flax.traverse_util.flatten_dict(tree, sep="/").items()}
+    storage.write(folder / "model.safetensors", save(arrays, metadata={"step": str(step)}))
+    description = {
+        "format": FORMAT,
+        "generator": dataclasses.asdict(config),
+        "weights": "model.safetensors",
+        "data_license": data_license,
+        # For whoever runs the weights with other software.
+        "input": "NHWC float32 RGB, uint8 / 127.5 - 1",
+        "output": "the same; clip to [-1, 1], (x + 1) * 127.5, round to uint8; then keep the input's pixel where the mask's "
+        "probability is below generator.gate, or no channel changed by more than generator.dead_zone, where it has them",
+    }
+    storage.write(folder / "model.json", json.dumps(description, indent=2) + "\n")
+
+
+def load_model(folder: Any) -> Model:
+    """Returns the model of a run folder or of a `model/` folder. Raises Refused, naming the file, for anything else."""
+    folder = storage.open_path(folder)
+    home = folder / "model" if (folder / "model" / "model.json").is_file() else folder
+    path = home / "model.json"
+    if not path.is_file():
+        raise Refused(
+            f"{folder}: no model here (no model.json, nor model/model.json); "
+            "give the --workdir of a run that has reached a checkpoint, or its model/ folder"
+        )
+    try:
+        description = json.loads(path.read_text())
+        if description["format"] != FORMAT:
+            raise Refused(f"{path}: format {description['format']}; this version reads format {FORMAT}")
+        config = generator_from_json(description["generator"])
+        flat = load((home / description["weights"]).read_bytes())
+    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+        raise Refused(f"{path}: broken model ({type(error).__name__}: {error}); copy the folder again") from error
+    variables = flax.traverse_util.unflatten_dict(flat, sep="/")
+    check_shapes(path, config, variables)
+    return Model(config, variables, description.get("data_license"))
+
+
+def check_shapes(path: Path, config: Generator, variables: Any) -> None:
+    """Refuses weights, read from `path`, that are not exactly those of the network described."""
+    side = max(32, config.grid)
+    module, image = make_generator(config), np.zeros((1, side, side, 3), np.float32)
+    expected, found = _shapes(jax.eval_shape(module.init, jax.random.key(0), image)), _shapes(variables)
+    if wrong := sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)):
+        raise Refused(f"{path}: the weights do not fit {config} at {wrong[0]}; is the file complete, and of this network?")
+
+
+def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
+    return {name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(variables, sep="/").items()}

@@ -1,0 +1,98 @@
+"""The perceptual loss's VGG: published ImageNet weights → Flax parameters, converted exactly and checked."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from autoretouch_jax.errors import Refused
+from autoretouch_jax.models import vgg
+from autoretouch_jax.models.weights_file import read_arrays
+from autoretouch_jax.runtime.download import download
+
+# torchvision names a file after the first eight hexadecimal digits of its SHA-256.
+TORCHVISION = {
+    "vgg16": ("https://download.pytorch.org/models/vgg16-397923af.pth", "397923af"),
+    "vgg19": ("https://download.pytorch.org/models/vgg19-dcbb9e9d.pth", "dcbb9e9d"),
+    "alex": ("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "7be5be79"),
+    "squeeze": ("https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth", "b8a52dc0"),
+}
+
+
+def vgg_params(arrays: Mapping[str, np.ndarray], network: str, layers: Sequence[str]) -> tuple[dict, vgg.Preprocess]:
+    """VGG weights in torchvision's (`features.N.weight`, OIHW) or Keras' (`block1_conv1/kernel`, HWIO) naming → Flax params.
+
+    Returns the parameters up to the deepest of `layers`, and which preprocessing they were trained with. Raises Refused, naming
+    the first tensor that is missing.
+    """
+    kind: vgg.Preprocess = "torchvision" if any(name.startswith("features.") for name in arrays) else "keras"
+    params, names = {}, vgg.layer_names(network)
+    index = 0  # in torchvision's Sequential: a convolution and a ReLU each, and a pool after each block
+    for name in names[: 1 + max(names.index(layer) for layer in layers)]:
+        block, number = name[4], name[6]
+        if number == "1" and block != "1":
+            index += 1
+        if kind == "torchvision":
+            keys = (f"features.{index}.weight", f"features.{index}.bias")
+        else:
+            keys = (f"block{block}_conv{number}/kernel", f"block{block}_conv{number}/bias")
+        if missing := [key for key in keys if key not in arrays]:
+            raise Refused(
+                f"VGG weights lack {missing[0]}, needed for {name}; choose shallower --loss.perceptual-layers "
+                "or a complete file"
+            )
+        kernel, bias = (np.asarray(arrays[key], np.float32) for key in keys)
+        if kind == "torchvision":
+            kernel = kernel.transpose(2, 3, 1, 0)
+        params[f"conv{block}_{number}"] = {"kernel": kernel, "bias": bias}
+        index += 2
+    return params, kind
+
+
+def load_vgg(
+    network: Literal["vgg16", "vgg19"],
+    layers: Sequence[str],
+    weights: str,
+    dtype: Any = jnp.float32,
+    raw_input: bool = False,
+) -> tuple[vgg.VGG, dict]:
+    """Returns the VGG module and its parameters. `weights` is a path, `download`, or `random`.
+
+    `raw_input` feeds the images as they are, without the normalisation that the weights were trained with.
+
+    Raises Refused for an unknown layer, a missing or broken file, or weights of another shape.
+    """
+    known = vgg.layer_names(network)
+    if unknown := [layer for layer in layers if layer not in known]:
+        raise Refused(f"--loss.perceptual-layers {unknown[0]}: {network} has {', '.join(known)}")
+
+    def module(kind: vgg.Preprocess) -> vgg.VGG:
+        return vgg.VGG(network, tuple(layers), "raw" if raw_input else kind, dtype)
+
+    shapes = jax.eval_shape(module("torchvision").init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))["params"]
+    if weights == "random":
+        return module("torchvision"), _random_like(shapes)
+    path = download(*TORCHVISION[network]) if weights == "download" else Path(weights)
+    params, kind = vgg_params(read_arrays(path), network, layers)
+    if raw_input and kind == "keras":
+        raise Refused(f"weights {path}: --loss.vgg-input raw needs torchvision's weights, these are Keras' and expect BGR")
+    for name, layer in shapes.items():
+        for leaf, shape in layer.items():
+            if params[name][leaf].shape != shape.shape:
+                raise Refused(f"weights {path}: {name}/{leaf} is {params[name][leaf].shape}, {network} needs {shape.shape}")
+    return module(kind), params
+
+
+def _random_like(shapes: Any) -> dict:
+    """He initialisation, so that features keep their scale through the depth."""
+    rng = np.random.default_rng(0)
+
+    def fill(leaf: Any) -> np.ndarray:
+        if len(leaf.shape) == 1:
+            return np.zeros(leaf.shape, np.float32)
+        return rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape).astype(np.float32)
+
+    return jax.tree.map(fill, shapes)

@@ -1,0 +1,1 @@
+"""Where a run takes place: devices and collectives, processes and their watch, storage, and the request to stop."""

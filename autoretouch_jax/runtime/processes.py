@@ -1,0 +1,150 @@
+"""The processes of a run: how they find each other and wait for each other.
+
+On a pod every host runs the same command. `start` makes the processes one run, `barrier` waits for all of them, and `gather`
+collects a text from each. A single process passes through all of it at no cost. What happens when a process is lost is in
+`watch.py`.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from autoretouch_jax.config import ParallelConfig
+from autoretouch_jax.errors import Refused, first_line
+from autoretouch_jax.runtime.watch import coordination_client, end_process, name_silent
+
+GRACE = 1.5  # seconds by which process 0, which hosts the coordination service, outlives the others
+SHUTDOWN_TIMEOUT = 60  # seconds for the goodbye at the end of a run, at most
+PROCESS_COUNT_VARIABLES = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # set by Slurm and Open MPI
+_abort_handler: Any = None  # C keeps only a pointer to it, so it must not be collected
+
+
+def start(config: ParallelConfig) -> None:
+    """Becomes one of several processes where the config or the environment says so. It must come before any other use of JAX.
+
+    Raises Refused when the other processes cannot be reached within `config.timeout`.
+    """
+    if config.distributed == "off" or coordination_client() is not None:
+        return
+    arguments = _initialize_arguments(config)
+    if arguments is None:
+        return
+    # A lost process is for the watch to name; by default JAX would crash in C++ first.
+    jax.config.update("jax_enable_recoverability", True)
+    # JAX's preemption service would replace our SIGTERM handler by its own; training/loop.py says why.
+    jax.config.update("jax_enable_preemption_service", False)
+    times: dict[str, Any] = {"initialization_timeout": config.timeout, "heartbeat_timeout_seconds": config.timeout}
+    _explain_abort()
+    try:
+        jax.distributed.initialize(**arguments, **times, shutdown_timeout_seconds=min(SHUTDOWN_TIMEOUT, config.timeout))
+    except (RuntimeError, ValueError, TypeError) as error:
+        address = arguments.get("coordinator_address", "found by JAX")
+        raise Refused(
+            f"process {arguments.get('process_id', '?')} of {arguments.get('num_processes', '?')} (coordinator {address}) "
+            f"could not start: {first_line(error)}; do all processes run, and is that address reachable from each of them?"
+        ) from error
+
+
+def _explain_abort() -> None:
+    """Adds a message and status 75 to the abort by which JAX's client, in C++, ends a process that has lost process 0."""
+
+    def aborted(_signal: int) -> None:
+        message = "process 0, the coordinator, is gone or cannot be reached (the lines above are JAX's own)"
+        end_process(message, stacks=False)
+
+    global _abort_handler
+    _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
+    # Python's own signal handlers run between bytecodes, which an abort in C++ never reaches.
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), _abort_handler)
+
+
+def _initialize_arguments(config: ParallelConfig) -> dict[str, Any] | None:
+    """Returns the arguments of `jax.distributed.initialize`, or None for a single process."""
+    if config.coordinator:
+        return _explicit(config.coordinator, config.processes, config.process)
+    environment = os.environ
+    if "JAX_NUM_PROCESSES" in environment:
+        try:
+            processes, process = int(environment["JAX_NUM_PROCESSES"]), int(environment["JAX_PROCESS_ID"])
+            return _explicit(environment["JAX_COORDINATOR_ADDRESS"], processes, process) if processes > 1 else None
+        except (KeyError, ValueError) as error:
+            raise Refused(
+                "JAX_NUM_PROCESSES is set: JAX_PROCESS_ID (a number from 0) and JAX_COORDINATOR_ADDRESS (ADDRESS:PORT) "
+                f"belong to it ({error})"
+            ) from error
+    several = any(int(environment.get(name) or 1) > 1 for name in PROCESS_COUNT_VARIABLES)
+    several |= "," in environment.get("TPU_WORKER_HOSTNAMES", "") or config.distributed == "on"
+    return {} if several else None  # without arguments JAX reads the scheduler's variables
+
+
+def _explicit(coordinator: str, processes: int, process: int) -> dict[str, Any]:
+    return {
+        "coordinator_address": coordinator,
+        "num_processes": processes,
+        "process_id": process,
+        "cluster_detection_method": "deactivate",
+    }
+
+
+def index() -> int:
+    """The number of this process, from 0."""
+    return jax.process_index()
+
+
+def count() -> int:
+    """How many processes there are."""
+    return jax.process_count()
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which writes plain files and prints."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str, timeout: float) -> None:
+    """Waits until every process has come here. After `timeout` seconds it names the missing ones and ends this process."""
+    client = coordination_client()
+    if client is None or count() == 1:
+        return
+    try:
+        client.wait_at_barrier(f"autoretouch:{name}", int(timeout * 1000))
+    except RuntimeError as error:
+        end_process(
+            f"waited {timeout:.0f} s at the barrier {name!r} in vain ({first_line(error)}); {name_silent(client, timeout)}"
+        )
+
+
+def gather(name: str, text: str, timeout: float) -> list[str]:
+    """Returns the `text` of every process, in their order. Each name may be used once."""
+    client = coordination_client()
+    if client is None or count() == 1:
+        return [text]
+    client.key_value_set(f"autoretouch/{name}/{index()}", text)
+    try:
+        keys = [f"autoretouch/{name}/{process}" for process in range(count())]
+        return [client.blocking_key_value_get(key, int(timeout * 1000)) for key in keys]
+    except RuntimeError as error:
+        missing = name_silent(client, timeout)
+        end_process(f"waited {timeout:.0f} s for {name!r} from every process ({first_line(error)}); {missing}")
+        raise
+
+
+@contextlib.contextmanager
+def one_run(config: ParallelConfig) -> Iterator[None]:
+    """Starts the processes as one run, and lets them leave together."""
+    start(config)
+    try:
+        yield
+        barrier("all are done", config.timeout)  # a process that leaves early breaks the others' connections
+    finally:
+        if count() > 1:
+            if is_first():
+                time.sleep(GRACE)
+            with contextlib.suppress(RuntimeError):
+                jax.distributed.shutdown()

@@ -1,0 +1,1 @@
+"""`autoretouch sweep`: a search over a space of config values."""

@@ -1,0 +1,1 @@
+"""The small verbs: `doctor`, `bench` and `models`."""

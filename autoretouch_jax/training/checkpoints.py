@@ -1,0 +1,134 @@
+"""Checkpoints: state, data position and clock in one atomic step, written in the background. The only importer of Orbax.
+
+A killed save leaves a folder that Orbax ignores and cleans up. The previous checkpoint stays.
+"""
+
+import contextlib
+import os
+import re
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
+
+from autoretouch_jax.config.paths import is_remote
+from autoretouch_jax.errors import Refused, first_line
+from autoretouch_jax.runtime import devices
+
+KEPT = 2  # checkpoints: the newest, and the one before it in case the disk damages it
+COMMITTED = "commit_success.txt"  # where a folder cannot be renamed, Orbax writes this file last
+
+
+def has_checkpoint(folder: Any) -> bool:
+    """Whether the folder holds a finished checkpoint. Nothing is created, unlike by Orbax' manager."""
+    if not folder.is_dir():
+        return False
+    steps = [path for path in folder.iterdir() if path.name.isdigit()]
+    return any((path / COMMITTED).exists() for path in steps) if is_remote(folder) else bool(steps)
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run. Use it as a context manager: leaving it waits for the last save."""
+
+    def __init__(self, folder: Any) -> None:
+        atomic = {}
+        if str(folder).startswith("s3://"):
+            _enable_s3()
+            atomic = {"atomicity_options": AtomicityOptions(mode=AtomicityMode.COMMIT_FILE)}
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=KEPT, enable_async_checkpointing=True, cleanup_tmp_directories=True, **atomic
+        )
+        home = folder if is_remote(folder) else folder.absolute()
+        self._manager = ocp.CheckpointManager(home, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: Any, *_exc: object) -> None:
+        if kind is not None and jax.process_count() > 1:
+            return  # the save may wait for a process that is gone
+        # When an error is on its way already, an error of the save must not hide it.
+        with contextlib.nullcontext() if kind is None else contextlib.suppress(Exception):
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+    def latest(self) -> int | None:
+        """The step of the newest finished checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, clock: dict[str, Any]) -> None:
+        """Copies the state off the devices and writes it in the background.
+
+        State and clock are saved together, so that neither can be newer than the other. An error of an earlier save is raised
+        here.
+        """
+        if step == self.latest():
+            return
+        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), clock=ocp.args.JsonSave(clock)))
+
+    def check(self) -> None:
+        """Raises OSError when a save in the background has failed."""
+        try:
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise OSError(
+                f"{self._manager.directory}: a checkpoint could not be written ({first_line(error)}); make room or mend "
+                "access, and give the same command again: it goes on from the one before"
+            ) from error
+
+    def wait(self) -> None:
+        """Returns when everything saved so far is on disk."""
+        self._manager.wait_until_finished()
+
+    def restore(self, step: int, like: Any, shardings: Any) -> tuple[Any, dict[str, Any]]:
+        """Returns `(state, clock)` of a step. `like` gives the tree, shapes and types, `shardings` where every leaf goes."""
+        abstract = devices.abstract(like, shardings)
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), clock=ocp.args.JsonRestore())
+        )
+        return restored.state, restored.clock
+
+
+def _enable_s3() -> None:
+    """Makes Orbax 0.12, whose only remote storage is gs://, write s3:// the same way, by tensorstore's driver for it.
+
+    It replaces three private functions of Orbax. Raises Refused when one is missing, because this Orbax was not tested then.
+    """
+    from orbax.checkpoint._src.path import gcs_utils
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    replaced = (
+        (tensorstore_utils, "_use_gcs_driver"),
+        (tensorstore_utils, "_normalize_path"),
+        (gcs_utils, "get_kvstore_for_gcs"),
+    )
+    if missing := [name for module, name in replaced if not hasattr(module, name)]:
+        raise Refused(
+            f"s3://: this version of orbax-checkpoint has no {missing[0]}; install one of 0.12, or use gs:// or a disk"
+        )
+    if getattr(gcs_utils.get_kvstore_for_gcs, "handles_s3", False):
+        return  # it has been replaced already
+    original = gcs_utils.get_kvstore_for_gcs
+
+    def kvstore(path: str) -> dict[str, Any]:
+        if not str(path).startswith("s3://"):
+            return original(path)
+        bucket, _, key = str(path).removeprefix("s3://").partition("/")
+        return {"driver": "s3", "bucket": bucket, "path": key, **_s3_access()}
+
+    kvstore.handles_s3 = True  # type: ignore[attr-defined]
+    gcs_utils.get_kvstore_for_gcs = kvstore
+    tensorstore_utils._use_gcs_driver = lambda directory: directory.startswith(("gs://", "s3://"))
+    tensorstore_utils._normalize_path = lambda path: re.sub(r"^(gs|s3):/+", r"\1://", os.path.normpath(path))
+
+
+def _s3_access() -> dict[str, Any]:
+    """Returns what tensorstore does not take from the environment by itself."""
+    access: dict[str, Any] = {}
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+        access |= {"endpoint": endpoint, "aws_region": region}
+    if "AWS_ACCESS_KEY_ID" in os.environ:
+        access["aws_credentials"] = {"type": "environment"}
+    return access

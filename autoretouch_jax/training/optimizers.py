@@ -1,0 +1,77 @@
+"""Adam and Muon, the learning-rate schedule, clipping, and the moving average of the generator."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+
+from autoretouch_jax.config import OptimConfig
+
+ADAM_RMS = 0.2  # RMS of Adam's steps at unit learning rate (Liu et al. 2025, "Muon is scalable for LLM training")
+IMAGE_CHANNELS = 12  # most channels of an image: 3, or 12 where pixels are folded into channels
+
+
+def optimizer(config: OptimConfig, kind: str = "adam") -> optax.GradientTransformation:
+    """Returns Adam or Muon at unit learning rate. The step subtracts their updates times `learning_rate`.
+
+    Muon (Jordan et al. 2024) makes each kernel's averaged gradient, seen as a matrix from patch to channel, orthogonal. Kernels
+    that read or write an image, and biases, stay with Adam. Its steps are scaled to the size of Adam's (Liu et al. 2025).
+    """
+    if kind == "adam":
+        return optax.scale_by_adam(config.beta1, config.beta2)
+    return optax.contrib.muon(
+        learning_rate=-1.0,  # optax negates it for descent, but the step subtracts
+        adam_b1=config.beta1,
+        adam_b2=config.beta2,
+        consistent_rms=ADAM_RMS,
+        muon_weight_dimension_numbers=lambda params: jax.tree.map(_matrix_dimensions, params),
+    )
+
+
+def _matrix_dimensions(kernel: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+    if kernel.ndim != 4 or min(kernel.shape[2:]) <= IMAGE_CHANNELS:
+        return None
+    return optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=(3,))
+
+
+def clip(gradients: Any, config: OptimConfig) -> Any:
+    """Scales the gradients so that their norm is at most `clip_norm`. 0 leaves them as they are."""
+    if not config.clip_norm:
+        return gradients
+    return optax.clip_by_global_norm(config.clip_norm).update(gradients, optax.EmptyState())[0]
+
+
+def freeze_global(gradients: dict, config: OptimConfig, step: jax.Array) -> dict:
+    """Zeroes the gradients of the global generator inside a local enhancer during the first `global_frozen_steps`.
+
+    Wang et al. 2018, section 3.2: the global generator is trained first, then the enhancer, then both.
+    """
+    if not config.global_frozen_steps:
+        return gradients
+    # With gradients of zero from the start, Adam's moments stay zero and the parameters do not move.
+    factor = (step >= config.global_frozen_steps).astype(jnp.float32)
+    return gradients | {"global": jax.tree.map(lambda g: factor * g, gradients["global"])}
+
+
+def schedule(config: OptimConfig, steps: int, step: jax.Array) -> jax.Array:
+    """The factor of the learning rate at `step`, in (0, 1]: linear warm-up, constant, then a linear decay.
+
+    The decay takes the last `decay_share` of `steps`. Until it begins, nothing depends on `steps`, so a run can be prolonged.
+    It is written out because optax's linear schedule subtracts from 1, which rounds small factors coarsely.
+    """
+    warmup = jnp.clip((step + 1) / max(1, config.warmup_steps), 0.0, 1.0).astype(jnp.float32)
+    if config.decay_share == 0:
+        return warmup  # without `steps` in it, a prolonged run compiles to the same program
+    decay = jnp.clip((steps - step) / max(1.0, config.decay_share * steps), 0.0, 1.0)
+    return jnp.minimum(decay, warmup).astype(jnp.float32)
+
+
+def ema_update(ema: dict, params: dict, decay: float, step: jax.Array) -> dict:
+    """`decay · ema + (1 − decay) · params`, with the decay warmed up so that the average forgets the initial weights.
+
+    It is written out because optax's incremental update computes 1 − (1 − decay), which rounds a small decay.
+    """
+    decay_now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda average, new: decay_now * average + (1 - decay_now) * new, ema, params)

@@ -1,0 +1,65 @@
+"""What a run needs before its first step: checked data, networks, and the compiled step. Making it writes nothing."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from autoretouch_jax.config import Config
+from autoretouch_jax.config.validation import validate
+from autoretouch_jax.data import pipeline
+from autoretouch_jax.data.opening import open_source
+from autoretouch_jax.models.folder import load_model
+from autoretouch_jax.runtime import devices, processes
+from autoretouch_jax.training.compilation import compiled_step
+from autoretouch_jax.training.state import State, check_start, init_state, make_networks, start_from
+
+
+class Trainer:
+    """The parts of a run. `config` has its number of steps filled in; `start` is the model it starts from, or None."""
+
+    def __init__(self, config: Config, start: Any = None) -> None:
+        """`start` is the path of the model to start from; where it is not given, `train.start_from` is.
+
+        Raises Refused when the config, the data, a weight file or the model do not fit.
+        """
+        validate(config)
+        self.mesh = devices.make_mesh(config.parallel, config.train.batch)
+        self.source = open_source(config.data)
+        self.config = config = _with_steps(config, len(self.source))
+        start = start or config.train.start_from
+        self.start = load_model(start) if start else None
+        if self.start:
+            check_start(self.start, config)
+        self.networks, frozen = make_networks(config)
+        self.frozen = devices.replicate(frozen, self.mesh)
+        self.shardings, self.step = compiled_step(config, self.networks, self.mesh)
+
+    def init(self) -> State:
+        """Returns a fresh state on the devices. The generator's weights are those of the model to start from, if any."""
+        state = init_state(self.config, self.networks)
+        return devices.put(start_from(state, self.start, self.config) if self.start else state, self.shardings)
+
+    def batches(self, first_step: int, faults: pipeline.Faults | None = None) -> Iterator[Any]:
+        """Yields this process's share of each batch, from a step on. Examples that cannot be read are noted in `faults`."""
+        share = pipeline.Share(processes.index(), processes.count())
+        return pipeline.batches(self.source, self.config, first_step, share=share, faults=faults)
+
+    def put(self, batch: Any, stop_requested: bool = False) -> Any:
+        """Puts this process's share of a batch on its devices.
+
+        Among several processes the batch also says whether this one was asked to stop: see `agreed_to_stop` in `loop.py`.
+        """
+        if processes.count() > 1:
+            batch = batch | {"stop": np.full(len(batch["source"]), stop_requested, np.float32)}
+        return devices.shard_batch(batch, self.mesh, self.config.parallel.mode)
+
+
+def _with_steps(config: Config, images: int) -> Config:
+    """Fills in `train.steps` from `train.epochs`, where it is 0."""
+    if config.train.steps:
+        return config
+    steps = math.ceil(config.train.epochs * images / config.train.batch)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
