@@ -1,23 +1,30 @@
-# `make demo` and `make test` need Python 3.11 or newer and make; each creates .venv and does the whole job.
-# Another interpreter: make demo PYTHON=python3.12
+# `make help` lists the targets. Each creates .venv where it needs one, and does the whole job.
+# They need Python 3.11 or newer. Another interpreter: make demo PYTHON=python3.12
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 MINUTES ?= 3
 
-.PHONY: demo test lint clean
+.PHONY: help demo test lint clean
 
-demo: $(VENV)/.installed
+help: ## list the targets
+	@echo "make TARGET, one of"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## learn to remove blemishes, four to six minutes on two CPU cores (MINUTES=3 of training)
 	$(BIN)/autoretouch demo --minutes $(MINUTES)
 
-test: $(VENV)/.installed-dev
+test: $(VENV)/.installed-dev ## run the tests, in two processes
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-lint: $(VENV)/.installed-dev
+lint: $(VENV)/.installed-dev ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+clean: ## remove the environment
+	rm -rf $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version + "; try make PYTHON=python3.12")'
@@ -29,6 +36,3 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP_INSTALL) -e '.[dev]'
 	touch $@
-
-clean:
-	rm -rf $(VENV)

@@ -14,6 +14,7 @@ from autoretouch_jax.config import Config
 ConfigFlags = Annotated[Config, tyro.conf.arg(name=""), FlagConversionOff]
 
 
+# The first line of a docstring is the verb's line in `autoretouch --help`, the whole of it begins the verb's own help.
 @dataclass(frozen=True)
 class TrainArguments:
     """Train a retoucher. The same command again resumes.
@@ -27,6 +28,7 @@ class TrainArguments:
 
     config: Positional[Path]
     """A Python file that defines `config`. Name it to see its values in this help."""
+    # A text and not a Path, which would turn gs:// into gs:/.
     workdir: str
     """Where config.json, metrics.jsonl, checkpoints/, samples/ and model/ go: a folder, gs://BUCKET/PATH or s3://BUCKET/PATH."""
     max_time: str | None = None
@@ -78,6 +80,7 @@ class SweepArguments:
     """Number of trials over all workers. A grid has all its combinations."""
     search: Literal["bayes", "random", "grid"] = "bayes"
     """Tree-structured Parzen estimators, random draws, or every combination."""
+    # Only metrics that are better when higher, and that every model has.
     metric: Literal["psnr_rgb_u8", "ssim_rgb_u8_gauss11", "edit_psnr", "edit_recovered"] = "psnr_rgb_u8"
     """What is maximised on these pairs."""
     rungs: int = 3
@@ -102,6 +105,7 @@ class EvaluateArguments:
     On several hosts, give the same command on each of them; each measures its share. See launch/.
     """
 
+    # Texts and not Paths: they may be in gs:// or s3://.
     models: Positional[tuple[str, ...]]
     """Runs, or their model/ folders, a row each."""
     source: Path
@@ -124,6 +128,7 @@ class EvaluateArguments:
 class RetouchArguments:
     """Retouch photographs of any size. Colour profile, EXIF and format are kept."""
 
+    # A text and not a Path: it may be in gs:// or s3://.
     model: Positional[str]
     """A run, or its model/ folder."""
     photos: Positional[tuple[Path, ...]]
@@ -172,6 +177,7 @@ class PrepareArguments:
 
     pairs: Positional[tuple[Path, ...]] = ()
     """Folder before retouching and folder after retouching. With --tfds there are none."""
+    # Required, though it follows a field with a default.
     out: Path = tyro.MISSING
     """Folder for the records."""
     tfds: Path | None = None
@@ -263,6 +269,7 @@ class BenchDataArguments:
     """Also write the numbers to this file."""
 
 
+# In the order in which `autoretouch --help` lists them: first what a newcomer needs.
 ARGUMENTS: dict[str, Any] = {
     "demo": DemoArguments,
     "train": TrainArguments,

@@ -26,6 +26,7 @@ RESTARTABLE = ("train", "sweep")
 
 def _train(argv: Argv) -> int:
     arguments = parse_with_config("train", argv)
+    # Entered before the imports, which take seconds: a signal must be caught from the first moment on.
     with StopRequest(parse_duration(arguments.max_time) if arguments.max_time else 0) as stop:
         from autoretouch_jax.training import loop
 
@@ -42,6 +43,7 @@ def _plan(argv: Argv) -> int:
 def _sweep(argv: Argv) -> int:
     arguments = parse_with_config("sweep", argv)
     try:
+        # Optuna is an extra: without it, every other verb works.
         from autoretouch_jax.sweeps import space, sweep
     except ModuleNotFoundError as error:
         raise Refused(f"{error.name} is not installed: pip install 'autoretouch-jax[sweep]'") from error
@@ -68,7 +70,9 @@ def _evaluate(argv: Argv) -> int:
     from autoretouch_jax.evaluation import evaluate, lpips
     from autoretouch_jax.runtime import processes
 
+    # Every process checks the folders by itself, before it waits for the others.
     pairs = PairSource(arguments.source, arguments.target)
+    # The same command on several hosts shares the pairs among them.
     with processes.one_run(ParallelConfig()):
         metric = None
         if arguments.lpips != "none":
@@ -90,6 +94,7 @@ def _convert(argv: Argv) -> int:
     from autoretouch_jax.models.weights_file import read_arrays
 
     config, variables = import_generator(read_arrays(arguments.weights))
+    # A generator with instance norm in a U-Net reads well and would compute something else: compare before anything is written.
     folder.check_shapes(arguments.weights, config, variables)
     folder.save_model(arguments.out, config, variables["params"], variables.get("batch_stats"), 0)
     print(f"{arguments.out}: {config}")
@@ -212,6 +217,7 @@ def parse(verb: str, argv: Argv, default: Any = None) -> Any:
 
     from autoretouch_jax.arguments import ARGUMENTS
 
+    # tyro prints a page for a mistake. A refusal is one line, so its output is caught and shortened.
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
@@ -249,11 +255,13 @@ def main(argv: Argv | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return EXIT_DONE if argv else EXIT_REFUSED
+    # `--help` and `--version` import nothing heavy, so they answer at once.
     if argv[0] == "--version":
         from autoretouch_jax import __version__
 
         print(__version__)
         return EXIT_DONE
+    # Verbs such as `data audit` are two words.
     words = 2 if any(verb.startswith(f"{argv[0]} ") for verb in VERBS) else 1
     if argv[words - 1 : words] in ([], ["-h"], ["--help"]):  # a group of verbs without a verb
         print(usage(f"{argv[0]} "))

@@ -15,6 +15,7 @@ EXIT_INTERRUPTED = 130  # interrupted from the keyboard: 128 + SIGINT, as shells
 NAMED_FAULTS = 12  # faults that a message lists before it counts the rest
 
 
+# Two exceptions for what a user can mend. Everything else is a bug, and keeps its traceback.
 class Refused(Exception):
     """The request cannot be carried out as given, and nothing has been started or written.
 
@@ -34,6 +35,7 @@ def summarise(faults: Sequence[str]) -> str:
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """Returns `; did you mean …?` with the known word closest to this one, or nothing where none is close."""
+    # A cutoff of 0.5 finds `steps` for `stpes` and nothing for an unrelated word.
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 

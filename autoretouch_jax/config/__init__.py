@@ -22,6 +22,7 @@ from autoretouch_jax.config.schema import (
     TrainConfig,
 )
 
+# What `from autoretouch_jax.config import *` gives a config file.
 __all__ = [
     "AutoRetouch",
     "AutoRetouchPatchGAN",

@@ -36,6 +36,7 @@ def find(path: str | Path) -> Path:
 
     Any other path is taken literally: a mistyped `experiments/retouch.py` must not train the shipped `retouch.py`.
     """
+    # A file that exists is always the one that is meant, whatever its name.
     path = Path(path)
     if path.is_file():
         return path
@@ -54,6 +55,7 @@ def load(path: str | Path) -> Config:
     try:
         config = runpy.run_path(str(path)).get("config")
     except Exception as error:
+        # A misspelt field raises a TypeError inside the file, whose message names only the constructor.
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         hint = did_you_mean(unknown[1], [part for key in flatten(Config()) for part in key.split(".")]) if unknown else ""
         raise Refused(f"config {path}: {type(error).__name__}: {error}{hint}") from error
@@ -64,6 +66,7 @@ def load(path: str | Path) -> Config:
 
 def choose_data(config: Config, argv: Sequence[str]) -> Config:
     """Drops the config's form of data where the command line names another one, so that only the latter remains."""
+    # Whoever gives --data.records to a config with a `root` wants the records, not a refusal.
     named = {argument.split("=")[0].removeprefix("--data.") for argument in argv if argument.startswith("--data.")}
     chosen = [form for form in DATA_FORMS if named & set(form)]
     if not chosen:
@@ -76,6 +79,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
+        # `data.blemish` is a group inside a group.
         if dataclasses.is_dataclass(value):
             flat |= flatten(value, f"{prefix}{item.name}.")
         else:
@@ -99,6 +103,7 @@ def _with_value(config: Any, groups: list[str], name: str, value: Any) -> Any:
 
 def resolve(config: Config) -> Config:
     """Makes every path absolute, so that the same run can be resumed from any folder."""
+    # Object storage has no working directory; `absolute` leaves its paths alone.
     paths = ["data.root", "data.source", "data.target", "data.records", "data.tfds", "data.audit", "train.start_from"]
     if config.loss.vgg_weights not in ("download", "random"):
         paths.append("loss.vgg_weights")

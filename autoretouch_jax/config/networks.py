@@ -208,6 +208,7 @@ class PatchGAN:
     returns_features: ClassVar[bool] = True  # feature matching (pix2pixHD) compares them
 
 
+# A new network is added to one of these unions.
 Generator = AutoRetouch | Retouch | Pix2Pix | Pix2PixHDGlobal | Pix2PixHDLocal
 Discriminator = AutoRetouchPatchGAN | PatchGAN
 GENERATORS: dict[str, Any] = {kind.network: kind for kind in get_args(Generator)}
@@ -221,6 +222,7 @@ def generator_from_json(description: Mapping[str, Any]) -> Generator:
     kind = GENERATORS.get(description.get("network", ""))
     if kind is None:
         raise Refused(f"network {description.get('network')!r} is unknown; this version knows {', '.join(GENERATORS)}")
+    # A field that is missing is refused too: its default may have changed since the model was written.
     fields = {field.name for field in dataclasses.fields(kind)}
     if odd := sorted(description.keys() - fields) or sorted(fields - description.keys()):
         raise Refused(f"generator.{odd[0]} is {'missing' if odd[0] in fields else 'unknown'} for network {kind.network}")

@@ -29,6 +29,7 @@ def refuse_other_run(config: Config, stored: Any) -> None:
         before = _flatten_dict(json.loads(stored.read_text()))
     except ValueError as error:
         raise Refused(f"{stored} is not readable JSON ({error}); choose another --workdir") from error
+    # Through JSON, so that tuples and lists compare equal.
     now = _flatten_dict(json.loads(to_json(config)))
     changed = [
         f"{key} ({before.get(key, 'absent')} there, {now.get(key, 'absent')} here)"

@@ -16,6 +16,7 @@ from autoretouch_jax.config.networks import AutoRetouch, AutoRetouchPatchGAN, Di
 class LossConfig:
     """What the generator is trained on. A term whose weight is 0 is not computed at all."""
 
+    # The defaults are those of configs/autoretouch.py. Its weights are ours: the paper states none that we could read.
     pixel: Literal["mse", "l1"] = "mse"
     """`mse` is the paper's, `l1` pix2pix'."""
     pixel_weight: float = 100.0
@@ -24,6 +25,7 @@ class LossConfig:
     """How many times an edited pixel counts in the pixel loss at the start of training; 1 counts it like any other."""
     edit_weight_steps: int = 0
     """Steps over which the edit's weight falls to 1: the network first learns to find, then to leave alone. 0: it stays."""
+    # The paper's, after Goodfellow et al. 2014. pix2pixHD uses lsgan.
     adversarial: Literal["bce", "lsgan", "hinge"] = "bce"
     """Form of the adversarial loss."""
     adversarial_weight: float = 1.0
@@ -37,6 +39,7 @@ class LossConfig:
     """Weight of the predicted mask's binary cross-entropy. It needs a network that predicts a mask, such as `retouch`."""
     perceptual_weight: float = 1.0
     """Weight of the perceptual loss. At 0 no VGG is loaded."""
+    # One activation for each of the first three blocks; which ones the paper used, we do not know.
     perceptual_layers: tuple[str, ...] = ("relu1_2", "relu2_2", "relu3_3")
     """VGG activations that are compared."""
     perceptual_downsample: int = 1
@@ -58,6 +61,7 @@ class LossConfig:
 class BlemishConfig:
     """Procedural blemishes for a folder of clean faces. Sizes are pixels of the training crop."""
 
+    # The ranges are ours and broad, because no range of real skin has been measured.
     per_megapixel: tuple[float, float] = (1500.0, 8000.0)
     """Blemishes per million pixels, drawn log-uniformly for each crop."""
     radius: tuple[float, float] = (1.0, 10.0)
@@ -72,6 +76,7 @@ class BlemishConfig:
 class DataConfig:
     """Where the pairs come from: `root` (clean faces), `source` and `target` (paired by name), `records`, or `tfds`."""
 
+    # Exactly one of the next forms is given: see DATA_FORMS below.
     root: str | None = None
     """A folder of clean faces. Blemishes are drawn on them while training."""
     source: str | None = None
@@ -89,10 +94,12 @@ class DataConfig:
     """What `autoretouch data audit --json` wrote. Each pair counts with its weight; pairs of weight 0 are left out."""
     on_bad: Literal["skip", "fail"] = "skip"
     """An example that cannot be read is replaced, up to one in a thousand of them (at least one), or stops the run."""
+    # Ours: the paper trains on FFHQ's 1024² and states no crop.
     crop: int = 256
     """Side of the square training crop, in pixels. It is even."""
     resize: int = 0
     """Resize every photo to this square side before the crop, as pix2pix does (286). 0 crops from full resolution."""
+    # 0 draws crops anywhere, as the published recipes do.
     edit_crops: float = 0.0
     """For pairs: share of the crops that are placed around an edit. About a third of random crops hold none. Each crop is
     weighted in the losses, so that their means stay what they are over crops placed anywhere."""
@@ -113,6 +120,7 @@ class OptimConfig:
 
     generator_optimizer: Literal["adam", "muon"] = "adam"
     """`muon` learns in fewer steps, each slightly more expensive. The published recipes use Adam."""
+    # pix2pix' learning rates and beta1 (Isola et al. 2017, section 3.3).
     generator_lr: float = 2e-4
     """Learning rate of the generator after the warm-up."""
     discriminator_lr: float = 2e-4
@@ -123,6 +131,7 @@ class OptimConfig:
     """Adam's decay of the gradient's square."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises."""
+    # pix2pix' schedule: half of the epochs constant, half falling.
     decay_share: float = 0.5
     """Share of `train.steps`, at the end, over which the learning rate falls to zero."""
     clip_norm: float = 0.0
@@ -137,6 +146,7 @@ class OptimConfig:
 class TrainConfig:
     """The run itself."""
 
+    # Ours.
     steps: int = 100_000
     """Optimizer steps. 0: as many as `epochs` passes over the data make."""
     epochs: int = 0
@@ -148,6 +158,7 @@ class TrainConfig:
     """Images per step over all devices."""
     seed: int = 0
     """Everything random is a function of this and the step."""
+    # bfloat16 doubles the speed on recent GPUs and TPUs; float32 is what has been compared with the references.
     precision: Literal["float32", "bfloat16"] = "float32"
     """Compute type. Parameters, losses and statistics stay float32."""
     batch_norm: Literal["per_device", "global"] = "per_device"
@@ -173,6 +184,7 @@ class ParallelConfig:
     """`jit` over a mesh, or `pmap`: the same step, the same numbers, the same checkpoints."""
     devices: int = 0
     """Devices to use; 0 means all. Several processes always use all of theirs."""
+    # What follows trades computation or communication for memory; the numbers stay the same.
     accumulate: int = 1
     """Microbatches into which a device's share of the batch is cut. They are computed one after another and their gradients
     averaged: the memory of one microbatch, the result of the whole batch. The generator runs forward twice, which costs about
@@ -183,6 +195,7 @@ class ParallelConfig:
     optimizer_state: Literal["replicated", "sharded"] = "replicated"
     """With `sharded` each device stores its part of Adam's moments, at the cost of an all-gather. It needs `mode="jit"` and
     Adam."""
+    # How the processes of several hosts find each other.
     distributed: Literal["auto", "on", "off"] = "auto"
     """Whether this is one of several processes. `auto` looks for Slurm, Open MPI, a TPU pod's TPU_WORKER_HOSTNAMES, or the
     variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. `on` lets JAX find out (Cloud TPU VMs)."""
@@ -194,6 +207,7 @@ class ParallelConfig:
     """Number of this process, from 0, where `coordinator` is given."""
     timeout: int = 300
     """Seconds after which a silent process counts as lost and the others stop."""
+    # Grain's threads. More of them than cores are slower.
     input_threads: int = 2
     """Threads that decode and augment."""
     prefetch: int = 16
@@ -204,6 +218,7 @@ class ParallelConfig:
 class Config:
     """One run."""
 
+    # A config file chooses the classes of these two; the command line can change only their fields.
     generator: Generator = field(default_factory=AutoRetouch)
     discriminator: Discriminator = field(default_factory=AutoRetouchPatchGAN)
     loss: LossConfig = field(default_factory=LossConfig)

@@ -7,6 +7,7 @@ from autoretouch_jax.config.loading import flatten
 from autoretouch_jax.config.schema import DATA_FORMS, Config, DataConfig
 from autoretouch_jax.errors import Refused
 
+# Keys by the rule that holds for each value alone.
 AT_LEAST_ONE = (
     "generator.width", "generator.widest", "generator.levels", "generator.downs", "discriminator.width", "discriminator.layers",
     "discriminator.scales", "train.batch", "train.checkpoint_every", "train.log_every", "train.sample_every",
@@ -39,6 +40,7 @@ RULES: tuple[tuple[Sequence[str], Callable[[Any], bool], str], ...] = (
 def validate(config: Config) -> None:
     """Refuses impossible values and combinations, naming the key. Opens no file."""
     flat = flatten(config)
+    # Values by themselves come first, so that the checks of combinations may divide by them.
     for keys, holds, rule in RULES:
         for key in keys:
             if key in flat and not holds(flat[key]):
@@ -60,14 +62,17 @@ def _validate_run(config: Config) -> None:
 
 def _validate_crop(config: Config) -> None:
     data, grid = config.data, config.generator.grid
+    # Inference pads a photograph to the grid. A training crop is not padded.
     if data.crop % grid:
         raise Refused(f"--data.crop {data.crop}: network {config.generator.network} of this depth needs a multiple of {grid}")
+    # The crop is cut from the resized photograph.
     if data.resize and data.resize < data.crop:
         raise Refused(f"--data.resize {data.resize} is smaller than --data.crop {data.crop}; make it at least as large, or 0")
 
 
 def _validate_parallel(config: Config) -> None:
     parallel, optim = config.parallel, config.optim
+    # pmap has no sharded state, and Muon needs whole matrices.
     if parallel.optimizer_state == "sharded" and (parallel.mode != "jit" or optim.generator_optimizer != "adam"):
         raise Refused("--parallel.optimizer-state sharded needs --parallel.mode jit and --optim.generator-optimizer adam")
     if bool(parallel.coordinator) != bool(parallel.processes) or parallel.process >= max(1, parallel.processes):
@@ -93,6 +98,7 @@ def _validate_data(data: DataConfig) -> None:
 
 def _validate_losses(config: Config) -> None:
     loss = config.loss
+    # The mask's loss alone trains no image, so it does not count here.
     if loss.pixel_weight + loss.adversarial_weight + loss.perceptual_weight == 0:
         raise Refused(
             "--loss.pixel-weight, --loss.adversarial-weight and --loss.perceptual-weight are all 0: "
@@ -107,6 +113,7 @@ def _validate_losses(config: Config) -> None:
             f"--loss.perceptual-layer-weights has {len(loss.perceptual_layer_weights)} numbers for "
             f"{len(loss.perceptual_layers)} --loss.perceptual-layers; give one for each, or none"
         )
+    # It needs a discriminator that is trained and that shows its features.
     if loss.feature_matching_weight > 0 and (not config.discriminator.returns_features or loss.adversarial_weight == 0):
         raise Refused(
             "--loss.feature-matching-weight compares a PatchGAN's features: choose a config whose discriminator is a PatchGAN, "

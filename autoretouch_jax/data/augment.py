@@ -18,6 +18,7 @@ def augment(example: Example, config: DataConfig, rng: np.random.Generator) -> I
     Place, zoom, flip and colours are the same for both images. Clean faces get blemishes; pairs get more of them where
     `extra_blemishes` says so, on the source alone. The weight is what the crop counts in the loss.
     """
+    # pix2pix resizes the whole photograph and then crops: its networks see faces of one size.
     if config.resize:
         square = (config.resize, config.resize)
         resized = {name: _resize(image, square, Image.Resampling.BICUBIC) for name, image in whole(example).items()}
@@ -57,6 +58,7 @@ def _side(example: Example, config: DataConfig, rng: np.random.Generator) -> int
 
 def _place_on_skin(example: Example, side: int, rng: np.random.Generator) -> tuple[int, int]:
     """Top and left of a crop with skin in it, if a few tries find one; else of the last try."""
+    # A coarse look is enough to see skin.
     step = max(1, side // 16)
     for _ in range(SKIN_TRIES):
         top, left = int(rng.integers(example.height - side + 1)), int(rng.integers(example.width - side + 1))

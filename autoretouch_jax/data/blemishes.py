@@ -23,10 +23,12 @@ FAMILIES = {"spot": 0.42, "pimple": 0.18, "freckles": 0.14, "line": 0.1, "patch"
 
 def add_blemishes(rng: np.random.Generator, clean: np.ndarray, config: BlemishConfig) -> np.ndarray:
     """`uint8[H, W, 3]` → the blemished image, of the same shape. Blemishes are centred on skin; without skin there are none."""
+    # A network that never sees clean skin learns that every crop must be changed.
     if rng.random() < config.clean_share:
         return clean
     height, width = clean.shape[:2]
     low, high = np.log(config.per_megapixel)
+    # Log-uniform, so that crops with few blemishes are as common as crops with many.
     count = rng.poisson(np.exp(rng.uniform(low, high)) * height * width / 1e6)
     on_skin = np.flatnonzero(skin_mask(clean))
     if count == 0 or on_skin.size == 0:
@@ -47,6 +49,7 @@ def skin_mask(image: np.ndarray) -> np.ndarray:
     r, g, b = np.moveaxis(image.astype(np.float32), -1, 0)
     luma = 0.299 * r + 0.587 * g + 0.114 * b
     cb, cr = 128 + 0.564 * (b - luma), 128 + 0.713 * (r - luma)
+    # Not darker than deep shadow, and neither green nor blue.
     mask = (luma > 35) & (cb > 75) & (cb < 129) & (cr > 131) & (cr < 180)
     grey = np.abs(r - b).mean() < 2
     return np.ones_like(mask) if grey else mask
@@ -55,6 +58,7 @@ def skin_mask(image: np.ndarray) -> np.ndarray:
 def _window(image: np.ndarray, centre: np.ndarray, reach: float):
     """Returns a view of the image within `reach` of the centre, and its pixels' offsets (dy, dx) from the centre."""
     height, width = image.shape[:2]
+    # A view, not a copy: painting on it paints on the image.
     top, left = (max(0, int(c - reach)) for c in centre)
     bottom, right = min(height, int(centre[0] + reach) + 2), min(width, int(centre[1] + reach) + 2)
     dy = np.arange(top, bottom, dtype=np.float32)[:, None] - centre[0]
@@ -79,10 +83,12 @@ def _colour(rng: np.random.Generator, kind: str | None = None) -> np.ndarray:
 
 def _paint(rng: np.random.Generator, view: np.ndarray, alpha: np.ndarray, colour: np.ndarray) -> None:
     """Moves `view` towards `colour` × local skin by `alpha[h, w]`, in place, partly over its texture, partly under it."""
+    # Less than a level: those pixels must come back bit-identical.
     alpha = np.where(alpha < 0.004, 0, alpha)[..., None]
     weight = alpha.sum()
     if weight == 0:
         return
+    # The colour below the blemish, so that it darkens dark skin and light skin alike.
     skin = (view * alpha).sum((0, 1)) / weight
     goal = np.clip(skin * colour, 0, 255)
     cover = rng.random() * 0.9  # 0 keeps the skin's texture, 1 hides it under the blemish
@@ -95,10 +101,12 @@ def _blob(rng: np.random.Generator, dy: np.ndarray, dx: np.ndarray, radius: floa
     u = (np.cos(angle) * dx + np.sin(angle) * dy) / stretch
     v = (np.cos(angle) * dy - np.sin(angle) * dx) * stretch
     distance = np.sqrt(u * u + v * v) / radius
+    # Small blobs are too small to have an outline.
     if radius > 2:
         theta = np.arctan2(v, u)
         for k in (2, 3, 5):
             distance = distance * (1 + rng.normal(0, 0.3 / k) * np.cos(k * theta + rng.uniform(0, 6.3)))
+    # Half of the blobs fade out like a bell, the others have an edge of varying sharpness.
     if rng.random() < 0.5:
         return np.exp(-0.5 * (1.6 * distance) ** rng.uniform(1.6, 3.5))
     return 1 / (1 + np.exp(np.clip((distance - 1) * radius / rng.uniform(0.35, 0.35 + 0.35 * radius), -30, 30)))
@@ -153,6 +161,7 @@ def _patch(rng, image, centre, config) -> None:
     """A large, faint and uneven discoloration: irritation, pigmentation, shine."""
     radius = float(config.radius[1]) * rng.uniform(0.6, 1.6)
     view, dy, dx = _window(image, centre, 2 * radius + 2)
+    # Coarse noise makes the patch uneven.
     grain = rng.normal(0, 1, (4, 4)).astype(np.float32)
     rows = np.linspace(0, 3, view.shape[0])
     columns = np.linspace(0, 3, view.shape[1])
@@ -168,4 +177,5 @@ def _interpolate(values: np.ndarray, at: np.ndarray) -> np.ndarray:
     return values[low] * (1 - t) + values[low + 1] * t
 
 
+# By name, because tests draw each family alone.
 _FAMILY = {"spot": _spot, "pimple": _pimple, "freckles": _freckles, "line": _line, "patch": _patch}

@@ -28,12 +28,14 @@ def draw(
     places = (height - side + 1, width - side + 1)
     chances = np.sqrt(edits, dtype=np.float64)  # the root, so that small spots are drawn too
     total = chances.sum()
+    # Without an edit every place is as good as any other.
     if share == 0 or total == 0:
         return int(rng.integers(places[0])), int(rng.integers(places[1])), 1.0
     chances /= total
     (low_y, high_y, centre_y), (low_x, high_x, centre_x) = (
         _reach(cells, size, side) for cells, size in zip(edits.shape, (height, width), strict=True)
     )
+    # A cell by its chance, then a position at which the crop holds the cell's centre.
     if rng.random() < share:
         row, column = divmod(int(np.searchsorted(chances.cumsum(), rng.random() * (1 - 1e-12), side="right")), edits.shape[1])
         row = min(row, edits.shape[0] - 1)

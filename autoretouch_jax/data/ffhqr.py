@@ -80,6 +80,7 @@ def folder_splits(source: Path, target: Path, validation: float, test: float) ->
         draw = zlib.crc32(name.encode()) / 2**32  # in [0, 1), a function of the name
         split = "test" if draw < test else "validation" if draw < test + validation else "train"
         splits[split].append((name, *files))
+    # With few pairs, or large shares, a hash may put all of them elsewhere.
     if not splits["train"]:
         raise Refused("no pair is left to train on; lower --validation and --test")
     return splits
@@ -87,6 +88,7 @@ def folder_splits(source: Path, target: Path, validation: float, test: float) ->
 
 def _by_number(root: Path) -> dict[str, File]:
     """Returns the files by the five digits that name them. Refuses other names, such as those of FFHQ's thumbnails."""
+    # The number is the file's name, in whichever folders the archive has put it.
     files = unique_names(root, [(name.rsplit("/", 1)[-1], file) for name, file in _files(root)])
     odd = [str(file) for name, file in files.items() if not (name.isdigit() and len(name) == 5)]
     if odd:
@@ -101,6 +103,7 @@ def _files(root: Path) -> list[tuple[str, File]]:
     if not root.is_file():
         raise Refused(f"{root}: no such folder or tar file")
     try:
+        # Uncompressed, because members of a compressed archive cannot be read at random.
         with tarfile.open(root, "r:") as archive:
             files = [
                 (Path(member.name).with_suffix("").as_posix(), File(root, member.name, member.offset_data, member.size))
@@ -118,9 +121,11 @@ def _check_md5(sources: Mapping[str, File], path: Path) -> None:
     """Refuses sources that are not the published ones, naming them."""
     try:
         images = [entry["image"] for entry in json.loads(path.read_text()).values()]
+        # FFHQ's list has an entry for each image, with its path and md5.
         published = {Path(image["file_path"]).stem: image["file_md5"] for image in images}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Refused(f"--md5 {path}: not FFHQ's ffhq-dataset-v2.json ({type(error).__name__}: {error})") from error
+    # All wrong files at once: whoever mends one would otherwise meet the next.
     wrong = [
         str(file)
         for number, file in tqdm(sources.items(), desc="checking md5", unit="image", disable=None)

@@ -30,6 +30,7 @@ class FaceSource:
         self.targets = [path for _, path in files]
         headers = _checked_headers(self.targets)
         _check_alpha(self.targets, headers)
+        # Known from the headers, so that a crop that is too large is refused before anything is decoded.
         self.smallest = _smallest(self.targets, headers)
         self._example = _cached(self._decode, headers)
 
@@ -60,6 +61,7 @@ class PairFiles:
 
     def stamp(self, index: int) -> str:
         """Returns a text that changes when one of the two files does."""
+        # Size and time of change: reading every file only to see whether it changed would take as long as packing it.
         stats = [path.stat() for path in (self.sources[index], self.targets[index])]
         return repr([(path.st_size, path.st_mtime_ns) for path in stats])
 
@@ -95,6 +97,7 @@ def checked_pairs(source: Path, target: Path) -> tuple[PairFiles, list[Header]]:
     sides = [unique_names(root, named_images(root, role)) for root, role in ((source, "source"), (target, "target"))]
     pairs = match_all(sides[0], sides[1], (source, target))
     sources, targets = ([pair[side] for pair in pairs.values()] for side in (0, 1))
+    # Sources first, then targets: the two halves of this list belong together.
     headers = _checked_headers(sources + targets)
     unequal = [
         f"{name} ({a.width}×{a.height} against {b.width}×{b.height})"
@@ -109,6 +112,7 @@ def checked_pairs(source: Path, target: Path) -> tuple[PairFiles, list[Header]]:
 
 
 def _checked_headers(paths: Sequence[Path]) -> list[Header]:
+    # All faults at once, because a folder with one usually has several.
     read = [read_header(path) for path in paths]
     faults = [f"{path}: {fault}" for path, (_, fault) in zip(paths, read, strict=True) if fault]
     if faults:
@@ -134,4 +138,5 @@ def _smallest(paths: Sequence[Path], headers: Sequence[Header]) -> tuple[Path, i
 def _cached(read: Callable[[int], Decoded], headers: Sequence[Header]) -> Callable[[int], Decoded]:
     if sum(header.width * header.height * 3 for header in headers) > CACHE_BYTES:
         return read
+    # Decoding takes far longer than training on a small folder's crops.
     return functools.lru_cache(maxsize=None)(read)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from autoretouch_jax.errors import BadInput
 
+# By their ending, and not by content: opening every file of a data set takes minutes.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 TAIL = 4096  # bytes in which a JPEG's end mark is looked for: cameras append padding and previews
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for files it cannot read
@@ -43,6 +44,7 @@ def read_header(path: Path) -> tuple[Header | None, str]:
             kind = image.format or ""
     except UNREADABLE as error:
         return None, f"not a readable image ({error})"
+    # Converting to 8 bits silently would lose what such files are made for.
     if header.mode.startswith(("I", "F")):
         return header, f"{header.mode} pixels (more than 8 bits a channel); convert it to 8 bits"
     return header, "" if _ends_well(path, kind) else "cut short (the file's end is missing)"
@@ -82,6 +84,7 @@ def split_alpha(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     """A decoded image as RGB, uint8 `[H, W, 3]`, and its alpha channel, uint8 `[H, W]`, where there is one."""
     has_alpha = "A" in image.getbands() or "transparency" in image.info
     alpha = np.asarray(image.convert("RGBA").getchannel("A")) if has_alpha else None
+    # Pillow drops the alpha channel in this conversion, and does not blend.
     return np.asarray(image.convert("RGB")), alpha
 
 

@@ -22,6 +22,7 @@ def open_source(config: DataConfig) -> Source:
     source = _open(config)
     if config.audit:
         source = Weighted(source, _audit_weights(Path(config.audit), source.names))
+    # With `resize` every image has one size, and validation has compared it with the crop.
     path, width, height = source.smallest
     if not config.resize and config.crop > min(width, height):
         raise Refused(
@@ -59,6 +60,7 @@ class Weighted:
 
     def __getitem__(self, index: int) -> Any:
         example = self.source[self.indices[index]]
+        # The weight multiplies the crop's own, and the loss takes their product.
         return dataclasses.replace(example, weight=self.weights.get(example.name, 1.0))
 
 

@@ -11,6 +11,7 @@ from autoretouch_jax.errors import Refused, summarise
 File = TypeVar("File")
 
 
+# Three callers: training and data sets refuse files without a partner, and the audit reports them.
 @dataclass(frozen=True)
 class Pairing(Generic[File]):
     """Files by name: those with a partner, sorted, and those without."""
@@ -26,6 +27,7 @@ def named_images(folder: Path, role: str) -> list[tuple[str, Path]]:
         raise Refused(f"{role} {folder}: no such folder")
     if not (paths := list_images(folder)):
         raise Refused(f"{role} {folder}: holds no images (.png .jpg .webp .tif .bmp)")
+    # Without the ending, because a JPEG is often retouched into a PNG; with the folders, because names repeat in them.
     return [(path.relative_to(folder).with_suffix("").as_posix(), path) for path in paths]
 
 
@@ -33,6 +35,7 @@ def first_of_each_name(files: Iterable[tuple[str, File]]) -> tuple[dict[str, Fil
     """Returns the first file of each name, and the further ones of names that occur more than once."""
     first: dict[str, File] = {}
     further = []
+    # The first one is kept, in the order of the paths.
     for name, file in files:
         if name in first:
             further.append((name, file))

@@ -59,6 +59,7 @@ class Crops(grain.transforms.RandomMap):
 
     def random_map(self, element: int, rng: np.random.Generator) -> Images:
         """Returns a crop, a function of the generator passed in."""
+        # The next example and not another random one, so that the batch stays a function of seed and step.
         for number in range(element, element + len(self.source)):
             index = number % len(self.source)
             try:
@@ -82,6 +83,7 @@ def batches(
     batch that a single process would have got. Another `seed_offset` gives other crops and blemishes of the same images.
     """
     crop = Crops(source, config.data, faults or Faults(config.data, len(source)))
+    # Shuffled anew in every epoch, and repeated without end.
     examples = grain.MapDataset.range(len(source)).seed(config.train.seed + seed_offset).shuffle().repeat().random_map(crop)
     if config.train.batch % share.total:
         raise ValueError(f"a batch of {config.train.batch} cannot be shared by {share.total} processes")

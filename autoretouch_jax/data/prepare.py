@@ -73,6 +73,7 @@ class Job:
 
 def run(pairs: Pairs, out: Path, workers: int, on_bad: str, license: str | None) -> int:
     """Writes or completes the records in `out`. Returns the exit status: 1 when pairs had to be left out."""
+    # Everything that can be refused is refused before a shard is touched.
     if not pairs.names:
         raise Refused("there are no pairs to prepare")
     try:
@@ -82,6 +83,7 @@ def run(pairs: Pairs, out: Path, workers: int, on_bad: str, license: str | None)
             stale.unlink(missing_ok=True)
     except OSError as error:
         raise Refused(f"--out {out}: cannot be written ({error}); choose another folder") from error
+    # A shard holds a fixed run of pairs, whatever the number of workers: that makes the bytes reproducible.
     parts = [pairs.part(indices) for indices in _split(pairs.sizes)]
     jobs = [Job(out / f"shard-{number:05d}.arrayrecord", part, on_bad) for number, part in enumerate(parts)]
     _remove_surplus(out, jobs)
@@ -92,6 +94,7 @@ def _write_all(jobs: Sequence[Job], workers: int) -> list[dict[str, Any]]:
     """Returns every shard's description, in order. The first exception cancels the jobs that have not begun."""
     shards: list[dict[str, Any]] = [{}] * len(jobs)
     with _bar(sum(len(job.pairs.names) for job in jobs)) as bar, _pool(workers, len(jobs)) as pool:
+        # Shards are finished in any order, and described in theirs.
         futures = {pool.submit(_shard, job): number for number, job in enumerate(jobs)}
         try:
             for future in concurrent.futures.as_completed(futures):
@@ -101,6 +104,7 @@ def _write_all(jobs: Sequence[Job], workers: int) -> list[dict[str, Any]]:
                     bar.write(f"{jobs[number].path}: {reason}; written again", file=sys.stderr)
                 bar.update(len(jobs[number].pairs.names))
         except BaseException:
+            # Shards that are being written are finished, so that the next run need not write them again.
             pool.shutdown(cancel_futures=True)
             raise
     return shards
@@ -108,6 +112,7 @@ def _write_all(jobs: Sequence[Job], workers: int) -> list[dict[str, Any]]:
 
 def _finish(out: Path, shards: list[dict[str, Any]], license: str | None) -> int:
     """Writes the index, prints what there is, and returns the exit status."""
+    # Entries number their shard from here, because a shard does not know its place in the list.
     examples = [
         astuple(Entry(name, height, width, side, number, first))
         for number, shard in enumerate(shards)
@@ -116,6 +121,7 @@ def _finish(out: Path, shards: list[dict[str, Any]], license: str | None) -> int
     faults = [fault for shard in shards for fault in shard["faults"]]
     if not examples:
         raise BadInput(f"no pair could be read: {summarise(faults)}")
+    # The digests let a host check a shard that it has copied from a bucket.
     kept = [{key: shard[key] for key in ("file", "bytes", "sha256")} for shard in shards]
     index = {"format": FORMAT, "license": license, "cell": CELL, "shards": kept, "examples": examples}
     storage.write(out / INDEX, json.dumps(index))
@@ -129,6 +135,7 @@ def _finish(out: Path, shards: list[dict[str, Any]], license: str | None) -> int
 
 def verify(root: Path) -> int:
     """Reads and decodes everything, and names what is damaged. Returns the exit status."""
+    # Opening reads the index alone; every tile is decoded below.
     source = RecordSource(root)
     faults = []
     for pair in tqdm((source[i] for i in range(len(source))), total=len(source), desc="verifying", unit="pair", disable=None):
@@ -147,6 +154,7 @@ def _split(sizes: Sequence[tuple[int, int]]) -> Iterator[range]:
     """Yields runs of pairs of at most SHARD_PIXELS, in order. A larger pair has a shard of its own."""
     start, pixels = 0, 0
     for index, (height, width) in enumerate(sizes):
+        # A shard is closed before it grows too large, but holds one pair at least.
         if index > start and pixels + height * width > SHARD_PIXELS:
             yield range(start, index)
             start, pixels = index, 0
@@ -164,12 +172,14 @@ def _remove_surplus(out: Path, jobs: Sequence[Job]) -> None:
 
 
 def _cores() -> int:
+    # The cores that this process may use, which a container or Slurm may have limited.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _pool(workers: int, jobs: int) -> concurrent.futures.Executor:
     if min(workers, jobs) == 1:
         return concurrent.futures.ThreadPoolExecutor(1)  # spares a process its start of a second
+    # Spawned and not forked: a fork of a process that has started JAX can hang.
     return concurrent.futures.ProcessPoolExecutor(min(workers, jobs), mp_context=multiprocessing.get_context("spawn"))
 
 
@@ -185,6 +195,7 @@ def _shard(job: Job) -> dict[str, Any]:
     stamp = hashlib.sha256(repr(inputs).encode()).hexdigest()
     description = job.path.with_suffix(".json")
     before = json.loads(description.read_text()) if description.is_file() else None
+    # With --on-bad fail, a shard that an earlier run wrote with pairs left out must be looked at again.
     if before and before["stamp"] == stamp and not (before["faults"] and job.on_bad == "fail"):
         if job.path.is_file() and storage.sha256(job.path) == before["sha256"]:
             return before
@@ -209,9 +220,11 @@ def _write_shard(job: Job, stamp: str) -> dict[str, Any]:
             write_example(writer, source, target)
             entry = Entry(name, height, width, tile_side(height, width), 0, first)
             examples.append((entry.name, height, width, entry.side, first))
+            # A digest of the pixels takes little memory, where the pixels of a shard would take 400 MB.
             digests.append(_digest(source, target))
             first += entry.records
             pixels += height * width
+        # Read back from the disk, because memory and disks fail more often than one thinks in 70,000 pairs.
         writer.close()
         _verify_shard(part, examples, digests)
         description = {

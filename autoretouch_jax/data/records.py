@@ -21,6 +21,7 @@ from autoretouch_jax.data.crops import CELL, Box, edit_map
 from autoretouch_jax.errors import BadInput, Refused
 from autoretouch_jax.runtime import storage
 
+# Raised whenever a reader of today could misread what is written.
 FORMAT = 1
 INDEX = "index.json"
 WRITER_OPTIONS = "group_size:1,uncompressed"  # records are read one by one, and the codec has packed them already
@@ -41,16 +42,19 @@ class Entry:
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tiles."""
+        # Rounded up: the last row and column of tiles are padded.
         return -(-self.height // self.side), -(-self.width // self.side)
 
     @property
     def records(self) -> int:
         """How many records this example has."""
+        # The edit map comes first, so that crops around edits read one small record to choose their place.
         return 1 + self.grid[0] * self.grid[1]
 
 
 def tile_side(height: int, width: int) -> int:
     """The side of an image's tiles, in pixels: 128, or less for a smaller image."""
+    # A multiple of 16, the side of an edit map's cell.
     return min(tile_codec.SIDE, -(-max(height, width) // 16) * 16)
 
 
@@ -59,6 +63,7 @@ def write_example(writer: ArrayRecordWriter, source: np.ndarray, target: np.ndar
     height, width = source.shape[:2]
     side = tile_side(height, width)
     writer.write(edit_map(source, target).tobytes())
+    # Repeated edges pack better than zeros.
     margins = ((0, -height % side), (0, -width % side), (0, 0))
     a, b = (np.pad(image, margins, mode="edge") for image in (source, target))
     for top in range(0, height, side):
@@ -94,6 +99,7 @@ class RecordPair:
         """Where the edit is: `uint8[⌈h / 16⌉, ⌈w / 16⌉]`, see `crops.edit_map`."""
         (data,) = self.source.read(self.entry, [0])
         shape = (-(-self.height // CELL), -(-self.width // CELL))
+        # ArrayRecord's hash is right for a record of another example too.
         if len(data) != shape[0] * shape[1]:
             raise BadInput(self.source.damaged(self.entry, "its edit map has another size"))
         return np.frombuffer(data, np.uint8).reshape(shape)
@@ -102,6 +108,7 @@ class RecordPair:
         """Returns `{"source", "target"}: uint8[h, w, 3]` of a box (top, left, height, width) inside the image."""
         top, left, height, width = box
         side, columns = self.entry.side, self.entry.grid[1]
+        # The tiles that the box overlaps, row by row.
         rows = range(top // side, (top + height - 1) // side + 1)
         across = range(left // side, (left + width - 1) // side + 1)
         data = self.source.read(self.entry, [1 + row * columns + column for row in rows for column in across])
@@ -124,6 +131,7 @@ class RecordSource:
         self._digests: list[str] = [shard.get("sha256", "") for shard in index["shards"]]
         self.entries = [Entry(*fields) for fields in index["examples"]]
         self.names = [entry.name for entry in self.entries]
+        # An index may be copied without its shards.
         missing = [name for name in self.shards if not (root / name).is_file()]
         if missing:
             raise Refused(f"{root}: {missing[0]} is missing; copy it again, or run `autoretouch data prepare` again")
@@ -141,6 +149,7 @@ class RecordSource:
     def read(self, entry: Entry, offsets: Sequence[int]) -> list[bytes]:
         """Returns some of an example's records. Raises BadInput, naming the example and its shard, when they are damaged."""
         try:
+            # Only opening is locked. ArrayRecord's readers serve several threads.
             with self._lock:
                 reader = self._readers.get(entry.shard)
                 if reader is None:
@@ -154,6 +163,7 @@ class RecordSource:
 
     def damaged(self, entry: Entry, why: Any) -> str:
         """Returns the message for a damaged example."""
+        # ArrayRecord's messages run over several lines.
         reason = " ".join(str(why).split())[:160]
         return (
             f"{self.root / self.shards[entry.shard]}: example {entry.name} is damaged ({reason}); "
@@ -165,6 +175,7 @@ def read_index(root: Path) -> dict[str, Any]:
     """Returns `index.json`, checked. Raises Refused, saying what to do, when there is none or it is of another kind."""
     path = root / INDEX
     if not path.is_file():
+        # While `data prepare` writes, there are shards and no index.
         unfinished = any(root.glob("shard-*")) if root.is_dir() else False
         hint = (
             "`autoretouch data prepare` did not finish; run it again"

@@ -17,6 +17,7 @@ from autoretouch_jax.data.crops import Box, edit_map
 Images = dict[str, np.ndarray]
 
 
+# Protocols, not base classes: a source of your own needs to inherit nothing.
 class Example(Protocol):
     """One photograph, or a pair of them."""
 
@@ -85,6 +86,7 @@ class Decoded:
     def cut(self, box: Box) -> Images:
         """Returns views of the images."""
         top, left, height, width = box
+        # Views: whoever changes the pixels copies them first.
         return {name: image[top : top + height, left : left + width] for name, image in self.images.items()}
 
 

@@ -47,6 +47,7 @@ class _Writer(tfds.core.ExampleWriter):
         writer.close()
 
 
+# The builders of TFDS are classes that it finds by their name; what they do is configured by overriding.
 class RetouchPairs(tfds.core.GeneratorBasedBuilder):
     """Pairs of photographs before and after retouching, from two folders: `name`, `source`, `target`.
 
@@ -73,6 +74,7 @@ class RetouchPairs(tfds.core.GeneratorBasedBuilder):
         self._source, self._target = (None if root is None else Path(root) for root in (source, target))
         self._shares, self._license = (validation, test), license
         self.written: dict[str, list[tuple[str, int, int]]] = {}  # for each split the pairs' names, heights and widths
+        # ArrayRecord, because TFDS' default needs TensorFlow.
         super().__init__(**{"file_format": "array_record", **kwargs})
 
     @functools.cached_property
@@ -94,6 +96,7 @@ class RetouchPairs(tfds.core.GeneratorBasedBuilder):
             supervised_keys=("source", "target"),
             homepage=self.homepage or None,
             license=self._license,
+            # The order is that of the names, so that the same files give the same data set.
             disable_shuffling=True,
         )
 
@@ -103,6 +106,7 @@ class RetouchPairs(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str, files: Sequence[Files]) -> Iterator[tuple[int, dict[str, Any]]]:
         for key, (name, source, target) in enumerate(files):
             (a, size), (b, other) = _rgb_png(source), _rgb_png(target)
+            # TFDS would accept it, and training would refuse it later.
             if size != other:
                 raise BadInput(f"{name}: source is {size[1]}×{size[0]}, target {other[1]}×{other[0]}; they must be equal")
             self.written.setdefault(split, []).append((name, *size))
@@ -111,6 +115,7 @@ class RetouchPairs(tfds.core.GeneratorBasedBuilder):
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
         with tqdm(total=sum(map(len, self.pairs.values())), desc="building", unit="pair", disable=None) as self._bar:
+            # TFDS offers writing by shards only to data sets of another base class; this is its implementation.
             tfds.core.ShardBasedBuilder._download_and_prepare(self, dl_manager, download_config)
 
     def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Callable[[], Iterator[Any]]]]:
@@ -153,6 +158,7 @@ def build(builder: RetouchPairs) -> int:
     if folder.is_dir():
         print(f"{folder}: is complete; remove it to build it again")
         return 0
+    # TFDS makes a folder for downloads even where there are none, and prints its own progress.
     with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(try_download_gcs=False),
@@ -167,6 +173,7 @@ def build(builder: RetouchPairs) -> int:
 
 def _rgb_png(file: ffhqr.File) -> tuple[bytes, tuple[int, int]]:
     """Returns the file as an RGB PNG, its own bytes where it is one, and its height and width. Raises BadInput by name."""
+    # Decoded even where the bytes are kept, because a damaged file must not go into a data set.
     data = file.read()
     pixels = read_rgb(io.BytesIO(data), str(file))
     if not (data.startswith(b"\x89PNG\r\n\x1a\n") and data[24:26] == b"\x08\x02"):  # bit depth 8, colour type RGB

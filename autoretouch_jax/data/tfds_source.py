@@ -77,6 +77,7 @@ class TfdsSource:
         return Decoded(name, dict(zip(IMAGES, images, strict=True)))
 
 
+# Cached, because opening takes a second and every worker's every pair would do it.
 @functools.lru_cache(maxsize=8)
 def _open(folder: Path, split: str) -> Any:
     """Returns the split's random-access source of undecoded examples. Raises Refused when there is none."""

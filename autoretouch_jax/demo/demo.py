@@ -22,6 +22,7 @@ from autoretouch_jax.training.trainer import Trainer
 
 TRAINING_FACES, TRAINING_PHOTOS, HELD_OUT_FACES = 24, 40, 5
 HELD_OUT_SEED = 1_000_000  # faces drawn with this seed and above are never trained on
+# Fewer and clearer blemishes than in training, as a person would want to have removed.
 HELD_OUT_BLEMISHES = BlemishConfig(per_megapixel=(200.0, 500.0), radius=(1.0, 6.0), strength=(0.4, 0.95), clean_share=0.0)
 WARM_UP_STEPS, TIMED_SECONDS = 2, 5.0
 FEWEST_STEPS = 4
@@ -44,6 +45,7 @@ def run(minutes: float, workdir: Path) -> int:
     # A run that is resumed keeps its number of steps, though the machine may be slower today.
     steps = json.loads(stored.read_text())["train"]["steps"] if stored.is_file() else steps_for(config, minutes)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
+    # A demo that was stopped shows nothing: its model is not trained.
     if status := loop.run(config, workdir):
         return status
     return show(workdir)
@@ -51,6 +53,7 @@ def run(minutes: float, workdir: Path) -> int:
 
 def make_data(folder: Path) -> None:
     """Makes `train/`, clean faces drawn and photographed, and `heldout/source` and `heldout/target`, other faces blemished."""
+    # The mark is written last: a run that was killed in between makes the data again, with the same pixels.
     if (folder / "complete").is_file():
         return
     print(
@@ -75,6 +78,7 @@ def make_data(folder: Path) -> None:
 
 def steps_for(config: Config, minutes: float) -> int:
     """Returns how many steps this machine makes in so many minutes, measured after a warm-up, input included."""
+    # The real step on real batches, because input and devices share the same cores.
     trainer = Trainer(config)
     state, batches, steps, started = trainer.init(), trainer.batches(0), 0, 0.0
     while steps <= WARM_UP_STEPS or time.perf_counter() - started < min(TIMED_SECONDS, 60 * minutes):
@@ -84,6 +88,7 @@ def steps_for(config: Config, minutes: float) -> int:
         if steps == WARM_UP_STEPS:
             started = time.perf_counter()
     speed = (steps - WARM_UP_STEPS) / (time.perf_counter() - started)
+    # Fewer steps than this would not even reach a log line.
     return max(FEWEST_STEPS, int(60 * minutes * speed * MARGIN))
 
 

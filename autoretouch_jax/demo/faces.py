@@ -16,6 +16,8 @@ PORTRAIT_BOX = (130, 0, 354, 224)  # left, top, right, bottom of the face in the
 PORTRAIT_CREDIT = "Eileen Collins, NASA, public domain (scikit-image's `astronaut`)"
 
 
+# ---- photographs ------------------------------------------------------------------------------------------------------------
+#
 def training_photos() -> list[np.ndarray]:
     """Returns real skin, eyes, hair and fur to learn from: matplotlib's Grace Hopper and scikit-image's cat.
 
@@ -27,6 +29,7 @@ def training_photos() -> list[np.ndarray]:
 
 def restyled(photo: np.ndarray, seed: int) -> np.ndarray:
     """Returns the photo rotated, stretched and cropped, with other colours, as in another light and on another complexion."""
+    # Another stream than that of the drawn faces, which have seeds of the same numbers.
     rng = np.random.default_rng([seed, 1])
     height, width = photo.shape[:2]
     angle, stretch, shear = rng.uniform(-0.35, 0.35), np.exp(rng.normal(0, 0.12)), rng.normal(0, 0.12)
@@ -36,6 +39,7 @@ def restyled(photo: np.ndarray, seed: int) -> np.ndarray:
     offset = centre + rng.uniform(-0.1, 0.1, 2) * (width, height) - matrix @ centre
     affine = (*matrix[0], offset[0], *matrix[1], offset[1])
     turned = Image.fromarray(photo).transform((width, height), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
+    # Gamma, saturation, white balance and exposure.
     x = (np.asarray(turned) / 255.0) ** np.exp(rng.uniform(-0.45, 0.45))
     grey = x.mean(-1, keepdims=True)
     x = (grey + rng.uniform(0.5, 1.25) * (x - grey)) * rng.uniform(0.85, 1.1, 3) * rng.uniform(0.65, 1.05)
@@ -45,20 +49,25 @@ def restyled(photo: np.ndarray, seed: int) -> np.ndarray:
 def portrait() -> np.ndarray:
     """Returns the head of scikit-image's `astronaut`, enlarged twice: a real face that the demo is tried on."""
     left, top, right, bottom = PORTRAIT_BOX
+    # Enlarged, because the original's face is smaller than the blemishes are drawn for.
     head = Image.fromarray(skimage_data.astronaut()[top:bottom, left:right])
     return np.asarray(head.resize((head.width * 2, head.height * 2), Image.Resampling.LANCZOS))
 
 
+# ---- drawn faces ------------------------------------------------------------------------------------------------------------
+#
 def draw_face(seed: int, side: int = SIDE) -> np.ndarray:
     """Returns a face of random complexion, light, hair and expression, `uint8[side, side, 3]`."""
     rng = np.random.default_rng([seed, side])
     grid = np.linspace(0, 1, side, dtype=np.float32)
     y, x = grid[:, None], grid[None, :]
     tone = rng.random() ** 1.3
+    # Complexions between two ends, with a little of their own hue.
     skin = SKIN_LIGHT + tone * (SKIN_DARK - SKIN_LIGHT) + rng.normal(0, 7, 3)
     hair = rng.uniform(15, 70) * np.array([1.2, 1.0, 0.85]) * (3.0 if rng.random() < 0.2 else 1.0)
     centre, half = (0.5 + rng.normal(0, 0.02), 0.52 + rng.normal(0, 0.02)), (rng.uniform(0.24, 0.3), rng.uniform(0.33, 0.39))
 
+    # Painted from the back to the front: hair, clothes, neck, face, features, fringe.
     image = _background(rng, side, y, x)
     _strands(rng, image, centre, half, hair, 1.22, 900)
     _blend(image, _ellipse(y, x, (centre[0], 1.12), (0.42, 0.22)), rng.uniform(20, 220, 3) * _texture(rng, side, 0.05))
@@ -68,6 +77,7 @@ def draw_face(seed: int, side: int = SIDE) -> np.ndarray:
     _features(rng, image, skin, hair, centre, half)
     _strands(rng, image, (centre[0], centre[1] - 0.03), half, hair, 1.06, 350, fringe=True)
     image += rng.normal(0, rng.uniform(0.3, 2.2), image.shape)  # the noise of a sensor
+    # A little blur after the noise, as cameras remove noise.
     picture = Image.fromarray(np.clip(np.rint(image), 0, 255).astype(np.uint8))
     return np.asarray(picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.7))))
 
@@ -94,11 +104,13 @@ def _noise(rng: np.random.Generator, side: int, cells: int) -> np.ndarray:
 
 def _texture(rng: np.random.Generator, side: int, amount: float) -> np.ndarray:
     """A factor around 1 with structure at several scales, `[side, side, 1]`."""
+    # Structure from 64 pixels down to 3, as skin and cloth have.
     octaves = [_noise(rng, side, max(2, int(side / size))) * weight for size, weight in ((64, 1.0), (12, 0.5), (3, 0.6))]
     return 1 + amount * np.sum(octaves, 0)[..., None]
 
 
 def _background(rng: np.random.Generator, side: int, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    # A gradient between two colours at a random angle.
     a, b = rng.uniform(20, 245, (2, 3))
     angle = rng.uniform(0, 6.3)
     ramp = (np.cos(angle) * (x - 0.5) + np.sin(angle) * (y - 0.5) + 0.7) / 1.4
@@ -110,13 +122,16 @@ def _shaded_skin(rng: np.random.Generator, side: int, y, x, skin: np.ndarray, ce
     cx, cy = centre
     light = rng.uniform(-0.9, 0.9)
     shade = 1 + light * (x - cx) - rng.uniform(0, 0.5) * (y - cy) ** 2 * 4
+    # Highlights on forehead, nose and cheeks.
     for dx, dy, sx, sy in ((0, -0.2, 0.1, 0.05), (0, 0.0, 0.02, 0.07), (0.11, 0.05, 0.05, 0.04), (-0.11, 0.05, 0.05, 0.04)):
         shade = shade + rng.uniform(0, 0.16) * _bump(y, x, cx + dx, cy + dy, sx, sy)
     shade = shade - rng.uniform(0.05, 0.2) * _bump(y, x, cx, cy + 0.16, 0.05, 0.012)
     colour = skin * shade[..., None] * _texture(rng, side, rng.uniform(0.01, 0.035))
     colour *= _folds(rng, side, centre)
+    # Redness of cheeks and nose, which is no blemish and must stay.
     flush = np.sum([_bump(y, x, cx + dx, cy + dy, 0.06, 0.05) for dx, dy in ((-0.12, 0.09), (0.12, 0.09), (0, 0.08))], 0)
     colour += rng.uniform(0, 12) * flush[..., None] * np.array([0.6, -0.6, -0.5])
+    # Most pores are dark.
     pores = rng.normal(0, 1, (side, side)).astype(np.float32)
     return colour + rng.uniform(1, 4) * (pores * (0.4 + 0.6 * (pores < -0.8)))[..., None]
 
@@ -124,11 +139,13 @@ def _shaded_skin(rng: np.random.Generator, side: int, y, x, skin: np.ndarray, ce
 def _folds(rng: np.random.Generator, side: int, centre) -> np.ndarray:
     """The soft shadows and lights of eye sockets, nose, lips and wrinkles, as a factor `[side, side, 1]`."""
     factor = np.ones((side, side), np.float32)
+    # Soft, medium and sharp: eye sockets, the folds beside the nose, wrinkles.
     for softness, count in ((0.04, 8), (0.015, 10), (0.005, 8)):
         layer = Image.new("L", (side, side), 128)
         draw = ImageDraw.Draw(layer)
         for _ in range(count):
             start = np.array(centre) + rng.normal(0, 0.14, 2)
+            # A random walk whose direction changes slowly.
             headings = rng.uniform(0, 6.3) + rng.normal(0, 0.35) * np.arange(8)
             steps = rng.uniform(0.005, 0.02) * np.stack([np.cos(headings), np.sin(headings)], 1)
             line = [(float(x) * side, float(y) * side) for x, y in start + np.cumsum(steps, 0)]
@@ -174,6 +191,7 @@ class _Pencil:
 def _features(rng: np.random.Generator, image: np.ndarray, skin, hair, centre, half) -> None:
     """Draws eyes, brows, nostrils and lips."""
     pencil, unit, (cx, cy) = _Pencil(image.shape[0]), half[0], centre
+    # Both eyes share their colour.
     iris = rng.uniform(20, 140, 3)
     for sign in (-1, 1):
         _eye(rng, pencil, (cx + sign * 0.43 * unit, cy - 0.16 * unit), unit, sign, skin, hair, iris)
@@ -198,8 +216,10 @@ def _eye(rng: np.random.Generator, pencil: _Pencil, centre, unit: float, sign: i
     t = np.linspace(0, np.pi, 16)
     lid = np.stack([x + width * np.cos(t), y - height * np.sin(t)], 1)
     pencil.stroke(lid, 0.03 * unit, skin * 0.3)
+    # Lashes along the lid: thin dark lines that a retoucher must keep.
     for point in lid[1:-1]:
         pencil.stroke([point, point + (point - centre) * (0.15, 0.45)], 0.012 * unit, (20, 15, 12))
+    # The brow, as single hairs.
     for _ in range(70):
         hx = x + rng.uniform(-1.2, 1.2) * width
         hy = y - 0.25 * unit - 0.25 * height * np.cos((hx - x) / width) + rng.normal(0, 0.018 * unit)
@@ -212,6 +232,7 @@ def _strands(rng: np.random.Generator, image, centre, half, hair, reach: float, 
     side = image.shape[0]
     layer = Image.new("RGBA", (side, side))
     draw = ImageDraw.Draw(layer)
+    # A fringe is short, so that the forehead stays visible.
     length = rng.uniform(0.05, 0.18) if fringe else rng.uniform(0.1, 0.6)
     for _ in range(count):
         angle = rng.uniform(np.pi * 1.0, np.pi * 2.0)

@@ -47,6 +47,7 @@ def evaluate(
         source, target = pair["source"], pair["target"]
         rows: dict[str, Any] = {}
         for name, model in models.items():
+            # Every model sees the pair while it is decoded: decoding costs as much as a small model.
             rows[name], output = _measure(model, source, target, lpips)
             if pictures:
                 folder = pictures / name if len(models) > 1 else pictures
@@ -56,6 +57,7 @@ def evaluate(
         identity = metrics.compare(source, target, source) | _lpips(lpips, source, target)
         image = {"name": pairs.names[index], "identity": identity, "model": next(iter(rows.values()))}
         images.append(image | ({"models": rows} if len(models) > 1 else {}))
+    # A process without any pair takes part too: the others wait for its answer.
     images, faults = _of_all_processes(images), _of_all_processes(faults)
     if not images:
         raise BadInput(f"no pair could be read: {summarise(faults)}")
@@ -70,11 +72,13 @@ def _of_all_processes(values: list[Any]) -> list[Any]:
     texts = processes.gather(f"evaluated/{next(_gather_number)}", json.dumps(values), TIMEOUT)
     shares = [json.loads(text) for text in texts]
     longest = max(len(share) for share in shares)
+    # Process p has measured pairs p, p + count, p + 2 count …
     return [share[i] for i in range(longest) for share in shares if i < len(share)]
 
 
 def _measure(model: Model, source: np.ndarray, target: np.ndarray, lpips: Metric | None) -> tuple[metrics.Values, np.ndarray]:
     """Returns a model's values for one pair, and its output."""
+    # The network runs once, for both values.
     ungated, mask = network_output(model, source)
     output = apply_gate(model.config, source, ungated, mask)
     values = metrics.compare(source, target, output) | metrics.compare_edit(source, target, output)

@@ -35,6 +35,7 @@ def load(backbone: lpips.Backbone, weights: str = "download", heads: str = "down
     network = download(*TORCHVISION[backbone]) if weights == "download" else Path(weights)
     name, digest = HEADS[backbone]
     linear = download(HEADS_AT + name, digest, prefix=f"lpips_v0.1_{backbone}_") if heads == "download" else Path(heads)
+    # Each file is named by the flag it came with: people mix up the two.
     try:
         params = lpips.params_from_torchvision(backbone, read_arrays(network))
     except Refused as error:
@@ -48,6 +49,7 @@ def load(backbone: lpips.Backbone, weights: str = "download", heads: str = "down
     def metric(a: np.ndarray, b: np.ndarray) -> float | None:
         if min(a.shape[:2]) < SMALLEST:
             return None
+        # A batch of one: the pairs of a folder differ in size.
         x, y = (to_float(jnp.asarray(image[None])) for image in (a, b))
         return float(distance(params, vectors, x, y)[0])
 

@@ -19,6 +19,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float | None:
     """Peak signal-to-noise ratio over all pixels and channels, in dB. None when the images are identical or empty."""
     if a.size == 0:
         return None
+    # float64: the sum of millions of squares loses digits in float32.
     error = np.mean(np.square(a.astype(np.float64) - b.astype(np.float64)))
     return None if error == 0 else 10 * math.log10(255.0**2 / error)
 
@@ -66,6 +67,7 @@ def compare_edit(source: np.ndarray, target: np.ndarray, output: np.ndarray) -> 
 
 def mean(rows: list[Values]) -> dict[str, object]:
     """Returns the mean of each metric over the images where it is defined, and, under `undefined`, how many were left out."""
+    # Every row has the same metrics, some of them None.
     names = list(rows[0])
     defined = {name: [value for row in rows if (value := row[name]) is not None] for name in names}
     means: dict[str, object] = {name: float(np.mean(values)) if values else None for name, values in defined.items()}

@@ -10,6 +10,7 @@ from autoretouch_jax.runtime import storage
 from autoretouch_jax.runtime.tables import text_table
 
 AMPLIFY = 8  # the difference is shown as 128 + 8 · (output − source)
+# The columns of the table in their order, each with its title and format. A metric that is not here is in the JSON alone.
 COLUMNS = {
     "psnr_rgb_u8": ("PSNR dB", "{:.2f}"),
     "ssim_rgb_u8_gauss11": ("SSIM", "{:.4f}"),

@@ -36,6 +36,7 @@ def network_output(model: Model, image: np.ndarray, tile: int = TILE) -> tuple[n
     tiles does not show in the result. Networks that look at the whole image at once get it whole.
     """
     height, width = image.shape[:2]
+    # The halo is the receptive radius: with it, a tile's pixels see exactly what they would see in the whole image.
     grid, radius = model.config.grid, model.config.receptive_radius
     if radius is None:
         halo, tile_height, tile_width = 0, -(-height // grid) * grid, -(-width // grid) * grid
@@ -57,6 +58,7 @@ def network_output(model: Model, image: np.ndarray, tile: int = TILE) -> tuple[n
     return output, mask
 
 
+# Compiled once for each network and shape of a tile.
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(config: Generator, variables: dict, tiles: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     output = generator_output(make_generator(config).apply(variables, to_float(tiles)))
@@ -84,6 +86,7 @@ def apply_gate(
     A pixel is left alone, bit-identical, when its mask is below the network's gate, or when no channel would change by more
     than the dead zone.
     """
+    # On 8-bit levels, so that "unchanged" means what is written to the file.
     change = output.astype(np.int16) - image
     keep = np.abs(change).max(-1) > config.dead_zone
     if mask is not None:

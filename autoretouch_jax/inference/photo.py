@@ -34,6 +34,7 @@ def read_photo(path: Path) -> Photo:
     with decoded(path) as image:
         if image.mode not in MODES:
             raise BadInput(f"{path}: {image.mode} pixels; convert it to 8-bit RGB first")
+        # Only what is there: Pillow would write an empty profile.
         options = {key: image.info[key] for key in CARRIED if image.info.get(key)}
         kind = image.format or "PNG"
         if isinstance(image, JpegImagePlugin.JpegImageFile) and image.mode == "RGB":
@@ -49,6 +50,7 @@ def read_photo(path: Path) -> Photo:
 def write_photo(path: Path, photo: Photo, pixels: np.ndarray) -> None:
     """Writes `pixels` as `photo` was stored: format, colour profile, EXIF, alpha. The file appears whole or not at all."""
     image = Image.fromarray(pixels)
+    # A grey photograph has come back in three channels, whose luma is taken.
     if photo.grey:
         image = image.convert("L")
     if photo.alpha is not None:

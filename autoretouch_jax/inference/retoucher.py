@@ -20,6 +20,7 @@ def run(model: str | Path, photos: Sequence[Path], out: Path, strength: float) -
     """
     if not 0 <= strength <= 1:
         raise Refused(f"--strength {strength}: must be between 0 (the photo as it is) and 1 (all of the model's retouch)")
+    # All refusals come before the model is loaded and before the folder is made.
     jobs = _plan(photos, out)
     loaded = load_model(model)
     out.mkdir(parents=True, exist_ok=True)
@@ -28,6 +29,7 @@ def run(model: str | Path, photos: Sequence[Path], out: Path, strength: float) -
         try:
             photo = read_photo(path)
             write_photo(destination, photo, retouch_array(loaded, photo.pixels, strength))
+        # One bad photograph, or a full disk, does not stop the others; each is named at the end.
         except (BadInput, OSError) as error:
             faults.append(str(error))
     for fault in faults:
@@ -51,6 +53,7 @@ def _plan(photos: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     destinations: dict[Path, Path] = {}
     for path in paths:
         destination = out / path.name
+        # Writing one over the other would lose a retouched photograph without a word.
         if destination in destinations:
             raise Refused(f"{destinations[destination]} and {path} have the same name; retouch them into different folders")
         if destination.resolve() == path.resolve():

@@ -33,8 +33,10 @@ class Model:
 def save_model(folder: Any, config: Generator, params: Any, stats: Any, step: int, data_license: str | None = None) -> None:
     """Writes or replaces the folder. Each of its files appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
+    # A network without BatchNorm has no entry for it, as its module's `init` has none.
     tree = {"params": jax.device_get(params), **({"batch_stats": jax.device_get(stats)} if stats else {})}
     arrays = {name: np.ascontiguousarray(value) for name, value in flax.traverse_util.flatten_dict(tree, sep="/").items()}
+    # Weights first: whoever finds a new model.json must find its weights.
     storage.write(folder / "model.safetensors", save(arrays, metadata={"step": str(step)}))
     description = {
         "format": FORMAT,
@@ -52,6 +54,7 @@ def save_model(folder: Any, config: Generator, params: Any, stats: Any, step: in
 def load_model(folder: Any) -> Model:
     """Returns the model of a run folder or of a `model/` folder. Raises Refused, naming the file, for anything else."""
     folder = storage.open_path(folder)
+    # A run folder and its model/ folder are both accepted, because people give either.
     home = folder / "model" if (folder / "model" / "model.json").is_file() else folder
     path = home / "model.json"
     if not path.is_file():
@@ -68,12 +71,14 @@ def load_model(folder: Any) -> Model:
     except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         raise Refused(f"{path}: broken model ({type(error).__name__}: {error}); copy the folder again") from error
     variables = flax.traverse_util.unflatten_dict(flat, sep="/")
+    # Truncated files and another network's weights fail here, by name, and not in the first convolution.
     check_shapes(path, config, variables)
     return Model(config, variables, description.get("data_license"))
 
 
 def check_shapes(path: Path, config: Generator, variables: Any) -> None:
     """Refuses weights, read from `path`, that are not exactly those of the network described."""
+    # Shapes do not depend on the side; it only has to be large enough for every layer.
     side = max(32, config.grid)
     module, image = make_generator(config), np.zeros((1, side, side, 3), np.float32)
     expected, found = _shapes(jax.eval_shape(module.init, jax.random.key(0), image)), _shapes(variables)

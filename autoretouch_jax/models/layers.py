@@ -66,6 +66,7 @@ def rematerialised(block: Any, remat: Remat, static: tuple[int, ...] = ()) -> An
     """
     if remat == "none":
         return block
+    # Convolutions are expensive, so their results are stored. Norms and activations are cheap to recompute.
     policy = _is_convolution if remat == "norms" else None
     return nn.remat(block, policy=policy, static_argnums=static, prevent_cse=True)
 
@@ -76,6 +77,7 @@ def _is_convolution(primitive: Any, *_args: Any, **_kwargs: Any) -> bool:
 
 def instance_norm(x: jax.Array) -> jax.Array:
     """Normalises each image's channels to mean 0 and variance 1, in float32 and without parameters (Ulyanov et al. 2016)."""
+    # In bfloat16 the mean of many pixels would be rounded.
     y = x.astype(jnp.float32)
     mean, variance = y.mean((1, 2), keepdims=True), y.var((1, 2), keepdims=True)
     return ((y - mean) * jax.lax.rsqrt(variance + INSTANCE_EPSILON)).astype(x.dtype)
@@ -114,6 +116,7 @@ class FoldedConv(nn.Module):
         channels = x.shape[-1]
         kernel = self.param("kernel", self.init, (4, 4, channels, self.features)).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        # The 4×4 kernel as 2×2 blocks of 2×2 pixels, in the order of `space_to_depth`.
         folded = kernel.reshape(2, 2, 2, 2, channels, self.features).transpose(0, 2, 1, 3, 4, 5)
         folded = folded.reshape(2, 2, 4 * channels, self.features)
         x = jnp.pad(x.astype(self.dtype), ((0, 0), self.padding, self.padding, (0, 0)))

@@ -45,6 +45,7 @@ class SqueezeNet(nn.Module):
         x = nn.relu(nn.Conv(64, (3, 3), (2, 2), padding="VALID", name="features0")(x))
         taps = [x]
         for index, squeeze, expand in FIRES:
+            # torchvision's Sequential has its pools before these fire modules.
             if index in (3, 6, 9):
                 x = max_pool(x, ceil=True)
             x = nn.relu(nn.Conv(squeeze, (1, 1), name=f"features{index}_squeeze")(x))
@@ -63,6 +64,7 @@ class AlexNet(nn.Module):
     def __call__(self, x: jax.Array) -> list[jax.Array]:
         taps = []
         for index, channels, size, stride, padding in ALEX:
+            # torchvision's Sequential has its pools before these convolutions.
             if index in (3, 6):
                 x = max_pool(x, ceil=False)
             margins = ((padding, padding), (padding, padding))

@@ -9,6 +9,7 @@ from autoretouch_jax.config import networks
 from autoretouch_jax.models import autoretouch, patchgan, pix2pix, pix2pixhd, retouch
 from autoretouch_jax.models.layers import Remat
 
+# By the class of the description, so that a network needs no registration and no base class.
 GENERATORS: dict[type, Any] = {
     networks.AutoRetouch: autoretouch.AutoRetouchGenerator,
     networks.Retouch: retouch.RetouchGenerator,

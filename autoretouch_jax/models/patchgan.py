@@ -29,6 +29,7 @@ class AutoRetouchPatchGAN(nn.Module):
     @nn.compact
     def __call__(self, source: jax.Array, image: jax.Array, train: bool = False) -> jax.Array:
         x = jnp.concatenate([source, image], axis=-1).astype(self.dtype)
+        # Padding as Keras' "same" places it: one zero more at the end where a side is odd.
         x = leaky(FoldedConv(self.config.width, (1, 1 + image.shape[1] % 2), self.dtype, name="conv0")(x))
         for i, multiple in enumerate((2, 4, 8), 1):
             x = leaky(nn.Conv(self.config.width * multiple, (4, 4), (2, 2), dtype=self.dtype, name=f"conv{i}")(x))
@@ -51,9 +52,11 @@ class PatchGAN(nn.Module):
     @nn.compact
     def __call__(self, pair: jax.Array, train: bool = False) -> list[jax.Array]:
         config, dtype, padding = self.config, self.dtype, self.config.padding
+        # The first convolution has no norm (section 6.1.2).
         x = leaky(FoldedConv(config.width, (padding, padding), dtype, NORMAL_INIT, name="conv0")(pair))
         features = [x]
         for i in range(1, config.layers + 1):
+            # The last but one convolution keeps the resolution, as in the authors' code.
             stride = 2 if i < config.layers else 1
             x = conv(config.width * min(8, 2**i), 4, stride, padding, dtype, f"conv{i}")(x)
             if config.norm == "batch":
@@ -81,6 +84,7 @@ class MultiScalePatchGAN(nn.Module):
     def __call__(self, source: jax.Array, image: jax.Array, train: bool = False) -> list[list[jax.Array]]:
         pair, scales = jnp.concatenate([source, image], axis=-1), []
         for scale in range(self.config.scales):
+            # The coarser scales see the pair itself at lower resolution, not features.
             pair = average_pool(pair) if scale else pair
             scales.append(PatchGAN(self.config, self.dtype, self.axis, name=f"scale{scale}")(pair, train))
         return scales

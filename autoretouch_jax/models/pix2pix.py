@@ -40,6 +40,7 @@ class UNetGenerator(nn.Module):
             return batch_norm(train, BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON, name, self.axis)(x).astype(dtype)
 
         x = conv(widths[0], 4, 2, 1, dtype, "down0", bias=False)(source.astype(dtype))
+        # The first level is not activated before its convolution, because that would cut the image's dark half.
         skips = []
         for level in range(1, config.levels):
             x = leaky(x)
@@ -48,6 +49,7 @@ class UNetGenerator(nn.Module):
             x = norm(x, f"down_norm{level}") if level < last else x
         for level in reversed(range(1, config.levels)):
             x = norm(TransposedConv(widths[level - 1], 4, dtype, bias=False, name=f"up{level}")(nn.relu(x)), f"up_norm{level}")
+            # Dropout is the only noise of pix2pix (section 3.3).
             if DROPOUT_FROM <= level < last and config.dropout:
                 x = nn.Dropout(config.dropout, deterministic=not train)(x)
             x = jnp.concatenate([skips[level - 1], x], axis=-1)

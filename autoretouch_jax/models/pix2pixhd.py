@@ -47,6 +47,7 @@ class GlobalFeatures(nn.Module):
             x = nn.relu(_norm(conv(width * 2**level, 3, 2, 1, dtype, f"down{level}")(x), norm))
         for i in range(self.config.blocks):
             x = rematerialised(Block, self.remat)(width * 2**self.config.downs, norm, dtype, name=f"block{i}")(x)
+        # Transposed convolutions with the authors' output padding, see TransposedConv.
         for level in reversed(range(self.config.downs)):
             x = nn.relu(_norm(TransposedConv(width * 2**level, 3, dtype, name=f"up{level}")(x), norm))
         return x
@@ -80,6 +81,7 @@ class LocalEnhancer(nn.Module):
         del train
         config, dtype, norm = self.config, self.dtype, self.config.norm
         x = source.astype(dtype)
+        # The global generator without its head: its features, not its image, join the enhancer's.
         half = GlobalFeatures(config.global_generator, dtype, self.remat, name="global")(average_pool(x))
         x = nn.relu(_norm(conv(config.width, 7, 1, 0, dtype, "stem")(reflect(x, 3)), norm))
         x = nn.relu(_norm(conv(2 * config.width, 3, 2, 1, dtype, "down")(x), norm)) + half

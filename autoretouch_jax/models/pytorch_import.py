@@ -24,7 +24,9 @@ def import_generator(arrays: Arrays) -> tuple[networks.Generator, dict[str, Any]
     It understands pix2pix' U-Nets with BatchNorm, and pix2pixHD's global generator and local enhancer with instance norm.
     Raises Refused for anything else, naming the first tensor that does not fit.
     """
+    # Weights saved from `DataParallel` have a prefix, and BatchNorm a counter that we do not need.
     arrays = {name.removeprefix("module."): value for name, value in arrays.items() if not name.endswith("num_batches_tracked")}
+    # The most specific network first: a local enhancer contains the layers of a global generator.
     if any(name.startswith("model1_1.") for name in arrays):
         return _pix2pixhd_local(arrays)
     if any(".conv_block." in name for name in arrays):
@@ -39,6 +41,7 @@ def import_generator(arrays: Arrays) -> tuple[networks.Generator, dict[str, Any]
 
 def _pix2pix_unet(arrays: Arrays) -> tuple[networks.Pix2Pix, dict[str, Any]]:
     """`UnetGenerator` of pix2pix: its blocks are nested as `model.1.model.3.model.3…`, the innermost last."""
+    # The depth of a layer's name is its level in the U; its last number says which layer of the level it is.
     tensors = StateDict(arrays)
     numbers = {name: [int(part) for part in name.split(".") if part.isdigit()] for name in arrays}
     last = max((len(path) - 1 for path in numbers.values()), default=0)
@@ -59,8 +62,10 @@ def _pix2pix_unet(arrays: Arrays) -> tuple[networks.Pix2Pix, dict[str, Any]]:
             tensors.take_norm(prefix, (f"{side}_norm{level}",))
         else:
             tensors.take_conv(prefix, (f"{side}{level}",), transposed=side == "up")
+    # A level without its convolution would otherwise be found out as a strange shape far from here.
     if missing := sorted({f"down{i}" for i in range(last + 1)} - {path[1] for path in tensors.flat}):
         raise Refused(f"not a complete U-Net: the convolution of level {missing[0].removeprefix('down')} is missing")
+    # The sizes that no name tells come from the shapes.
     width = tensors.flat["params", "down0", "kernel"].shape[-1]
     return networks.Pix2Pix(width=width, levels=last + 1), tensors.variables()
 
@@ -77,6 +82,7 @@ def _pix2pixhd_local(arrays: Arrays) -> tuple[networks.Pix2PixHDLocal, dict[str,
     """`LocalEnhancer` of pix2pixHD with one enhancer: `model.N` is the global generator, `model1_1` and `model1_2` the rest."""
     tensors = StateDict(arrays)
     downs, global_blocks = _take_global_features(tensors, "model", has_head=False)
+    # The authors call the enhancer's two halves model1_1 (down) and model1_2 (blocks and up).
     for name, prefix in zip(("stem", "down"), tensors.convolutions("model1_1"), strict=True):
         tensors.take_conv(prefix, (name,))
     prefixes = tensors.convolutions("model1_2")
@@ -95,6 +101,7 @@ def _take_global_features(tensors: "StateDict", root: str, has_head: bool) -> tu
     """Takes the layers of the global generator, and returns its downsamplings and blocks."""
     prefixes = tensors.convolutions(root)
     blocks = [prefix for prefix in prefixes if ".conv_block." in prefix]
+    # The stem, then the downsamplings, then the blocks, then as many upsamplings, and a head.
     downs = prefixes.index(blocks[0]) - 1
     tensors.take_conv(prefixes[0], ("global", "stem"))
     for level in range(1, downs + 1):
@@ -122,6 +129,7 @@ class StateDict:
     def convolutions(self, root: str) -> list[str]:
         """The names of the convolutions under `root`, in the order of their numbers."""
         separator = "" if root.endswith("_") else "."
+        # Four dimensions make a convolution; norms have one.
         kernels = [name for name, value in self.arrays.items() if name.endswith(".weight") and value.ndim == 4]
         names = {name.removesuffix(".weight") for name in kernels if name.startswith(root + separator)}
         return sorted(names, key=lambda name: [int(number) for number in re.findall(r"\d+", name[len(root) :])])
@@ -131,6 +139,7 @@ class StateDict:
         weight = self._take(f"{prefix}.weight")
         if weight.ndim != 4:
             raise Refused(f"{prefix}.weight has the shape {weight.shape}: a convolution was expected")
+        # Flax convolves as PyTorch does, without flipping the kernel: only the axes move.
         self.flat["params", *path, "kernel"] = weight.transpose((2, 3, 0, 1) if transposed else (2, 3, 1, 0))
         if f"{prefix}.bias" in self.arrays:
             self.flat["params", *path, "bias"] = self._take(f"{prefix}.bias")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older form
+# PyTorch's names of its storages, little-endian as PyTorch writes them.
 STORAGE_TYPES = {
     "FloatStorage": np.dtype("<f4"),
     "DoubleStorage": np.dtype("<f8"),
@@ -86,6 +87,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
 
 def _read_zip(path: Path) -> tuple[Any, dict[str, bytes]]:
     with zipfile.ZipFile(path) as archive:
+        # An archive holds one pickle of names and shapes, and a file of raw bytes for each storage.
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise ValueError("a zip file without one data.pkl")
@@ -97,6 +99,7 @@ def _read_zip(path: Path) -> tuple[Any, dict[str, bytes]]:
 
 def _read_legacy(path: Path) -> tuple[Any, dict[str, bytes]]:
     with path.open("rb") as file:
+        # Five pickles one after another: magic, protocol, system, tensors, and the order of the storages.
         if _StateDictUnpickler(file).load() != LEGACY_MAGIC:
             raise ValueError("not written by torch.save")
         for _ in ("protocol version", "system information"):

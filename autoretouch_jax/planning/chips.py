@@ -77,6 +77,7 @@ def read_slice(text: str) -> Slice:
         raise Refused(f"--topology {text}: write v5e:16x16 or h100:8; the kinds known are {', '.join(CHIPS)}")
     if name in TPUS and "x" not in shape:
         raise Refused(f"--topology {text}: a TPU slice is named by its sides, such as {name}:2x2")
+    # A slice's chips are the product of its sides.
     count = 1
     for side in shape.split("x"):
         count *= int(side)
@@ -105,7 +106,9 @@ def roofline(chip: Chip, precision: str, flops: float, accessed: float, reduced:
     An all-reduce over n chips sends 2 (n − 1) / n of its bytes: over the links within a host, and over the slower of links and
     network beyond it.
     """
+    # Within a host the links alone; beyond it, whatever is slower.
     rate = chip.links if chips <= chip.per_host else min(chip.links, chip.network)
+    # Reduce-scatter and all-gather each send (n − 1) / n of the bytes.
     sent = 2 * (chips - 1) / chips * reduced / rate
     peak = chip.bfloat16 if precision == "bfloat16" else chip.float32
     hops = collectives * min(2 * (chips - 1), 4 * chips**0.5) * HOP  # round a ring, or along both sides of a torus

@@ -29,10 +29,13 @@ def estimate(config: Config, count: int) -> dict[str, Any]:
     def step(*arguments: Any) -> Any:
         return train_step(*arguments, networks=networks, config=config)
 
+    # An axis of one device: the program has its collectives, and one device's shapes.
     traced = jax.make_jaxpr(step, axis_env=[(devices.AXIS, 1)])(state, batch, frozen)
     specs = state_specs(state, count if config.parallel.optimizer_state == "sharded" else 1)
+    # What lives during the whole step: state, batch, and the frozen VGG.
     argument = _bytes(batch) + _bytes(frozen) + devices.bytes_per_device(state, specs, count)
     peak, flops, accessed = _walk(traced.jaxpr)
+    # Each network is averaged in one all-reduce; metrics are too few to count.
     learners = [learner for learner in (state.generator, state.discriminator) if learner is not None]
     reduced = sum(4 * parameter_count((learner.params, learner.batch_stats)) for learner in learners)
     reduce = {"all-reduce": {"count": len(learners), "bytes": reduced}} if count > 1 else {}
@@ -52,11 +55,13 @@ def _walk(jaxpr: Any) -> tuple[int, float, float]:
             if not hasattr(variable, "val"):
                 last[variable] = number
     last |= {variable: len(jaxpr.eqns) for variable in jaxpr.outvars if not hasattr(variable, "val")}
+    # First where every array is read last, then the walk in the order of the program.
     stored = _stored(jaxpr)
     live, peak, flops, accessed = 0, 0, 0.0, 0.0
     alive: dict[Any, int] = {}
     for number, equation in enumerate(jaxpr.eqns):
         inner = [_walk(body) for body in _bodies(equation)]
+        # The body of a loop costs as often as it runs, but its memory is used again.
         times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         flops += times * sum(part[1] for part in inner) + _flops(equation)
         accessed += times * sum(part[2] for part in inner)
@@ -65,6 +70,7 @@ def _walk(jaxpr: Any) -> tuple[int, float, float]:
             accessed += sum(made.values())
             if equation.primitive.name in COSTLY:
                 accessed += sum(_size(variable) for variable in equation.invars)
+        # At an operation, its own results live beside everything that is read later.
         peak = max(peak, live + max([part[0] for part in inner], default=0), live + sum(made.values()))
         alive |= made
         live += sum(made.values())
@@ -98,6 +104,7 @@ def _flops(equation: Any) -> float:
     if equation.primitive.name == "conv_general_dilated":
         kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
         numbers = equation.params["dimension_numbers"]
+        # A dilated input is mostly zeros, which a compiler does not multiply.
         holes = math.prod(equation.params["lhs_dilation"])
         per_output = math.prod(kernel) / kernel[numbers.rhs_spec[0]]
         return 2.0 * math.prod(out) * per_output / holes / equation.params["batch_group_count"]

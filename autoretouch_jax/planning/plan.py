@@ -32,6 +32,7 @@ def run(config: Config, topology: str, fit: bool, json_path: Path | None) -> int
         config = best_fit(config, machine)
     result = analyse(config, machine)
     print(report(config, machine, result))
+    # As flags, so that the next command can be copied.
     if fit:
         flags = f"--train.batch {config.train.batch} --data.crop {config.data.crop} --parallel.remat {config.parallel.remat}"
         print(f"the fastest that fits: {flags}")
@@ -43,6 +44,7 @@ def run(config: Config, topology: str, fit: bool, json_path: Path | None) -> int
 def plannable(config: Config) -> Config:
     """Returns the config with what a plan ignores filled in: data, VGG weights, number of steps, explicit processes."""
     data = config.data
+    # Validation asks for data. A plan opens none, so any will do.
     if not any(getattr(data, key) for form in DATA_FORMS for key in form):
         data = dataclasses.replace(data, records="not looked at")
     return dataclasses.replace(
@@ -57,12 +59,14 @@ def plannable(config: Config) -> Config:
 def analyse(config: Config, machine: Slice) -> dict[str, Any]:
     """Returns the figures of the step per device, its time, and how that grows from one chip to all."""
     check_batch(config.train.batch, machine.count, config.parallel.accumulate)
+    # A TPU's compiler runs anywhere; a GPU's needs its GPU.
     if machine.is_tpu:
         figures = tpu.compile_for(config, machine.topology, storage.cache_folder() / "plan")
     else:
         figures = gpu.estimate(config, machine.count)
         need, limit = figures["memory"]["peak"], _limit(machine)
         figures |= {"fits": need <= limit, "need": need, "limit": limit}
+    # Weak scaling: every chip keeps its images, so the figures of one serve for any number.
     figures["batch_per_device"] = config.train.batch // machine.count
     if "flops" in figures:
         figures["scaling"] = [_scaled(config, machine, figures, count) for count in _chip_counts(machine)]
@@ -76,6 +80,7 @@ def _limit(machine: Slice) -> float:
 
 def _chip_counts(machine: Slice) -> list[int]:
     """One chip, one host, twice as many hosts, and so on to the whole machine."""
+    # Communication jumps at the border of a host, so the whole hosts are what is worth seeing.
     counts, count = [1], min(machine.chip.per_host, machine.count)
     while count < machine.count:
         counts.append(count)
@@ -85,6 +90,7 @@ def _chip_counts(machine: Slice) -> list[int]:
 
 def _scaled(config: Config, machine: Slice, figures: dict[str, Any], count: int) -> dict[str, Any]:
     """Returns time and speed on `count` chips with the same images per device."""
+    # All-reduces carry nearly all of the bytes; other collectives are counted as if they were one.
     reduced = sum(entry["bytes"] for entry in figures["collectives"].values())
     collectives = sum(entry["count"] for entry in figures["collectives"].values())
     precision = config.train.precision
@@ -95,6 +101,7 @@ def _scaled(config: Config, machine: Slice, figures: dict[str, Any], count: int)
         **dataclasses.asdict(time),
         "step": time.step,
         "images_per_s": count * figures["batch_per_device"] / time.step,
+        # The share of the step in which the chip computes or moves memory, and does not wait for the network.
         "efficiency": max(time.compute, time.memory) / time.step,
     }
 
@@ -109,6 +116,7 @@ def best_fit(config: Config, machine: Slice) -> Config:
     """
     candidates: list[tuple[float, Config]] = []
     grid = max(16, config.generator.grid)
+    # The config's crop, twice and half of it: another network would be another recipe.
     crops = {config.data.crop, 2 * config.data.crop, max(64, config.data.crop // 2 // grid * grid)}
     for crop in sorted(crop for crop in crops if crop % grid == 0):
         for remat in ("none", "norms", "full"):
@@ -117,8 +125,10 @@ def best_fit(config: Config, machine: Slice) -> Config:
         raise Refused(
             f"--fit: not even one image of crop {config.data.crop} with --parallel.remat full fits a {machine.chip.name}"
         )
+    # By pixels, not images, so that crops of different sizes compare.
     candidates.sort(key=lambda candidate: -candidate[0])
     print(_candidate_table(candidates, machine))
+    # Compiling takes minutes, so only a few candidates are compiled.
     confirmed = [_confirm(variant, machine) for _, variant in candidates[:SHORT_LIST]]
     fitting = [candidate for candidate in confirmed if candidate is not None]
     if not fitting:
@@ -149,10 +159,12 @@ def _largest_that_fits(config: Config, machine: Slice) -> list[tuple[float, Conf
     The list is empty when not even one image fits.
     """
     best: list[tuple[float, Config]] = []
+    # Memory, FLOPs and bytes grow linearly with the images, so one trace serves for all.
     one = gpu.estimate(config, machine.count)
     fixed = one["memory"]["argument"]
     per_image = one["memory"]["peak"] - fixed
     images = 1
+    # Powers of two are fine enough for a search, and take few steps.
     while fixed + per_image * images <= _limit(machine):
         variant = _variant(config, config.data.crop, images, config.parallel.remat, machine)
         figures = one | {"flops": one["flops"] * images, "bytes": one["bytes"] * images, "batch_per_device": images}
@@ -164,6 +176,7 @@ def _largest_that_fits(config: Config, machine: Slice) -> list[tuple[float, Conf
 def _confirm(config: Config, machine: Slice) -> tuple[float, Config] | None:
     """Analyses a candidate, with half the images as long as it does not fit. Returns its speed and itself, or None."""
     images = config.train.batch // machine.count
+    # An estimate can be too low. XLA has the last word, and then half the images may fit.
     while images:
         config = _variant(config, config.data.crop, images, config.parallel.remat, machine)
         figures = analyse(config, machine)
@@ -221,6 +234,7 @@ def _scaling_table(scaling: list[dict[str, Any]]) -> str:
 
 def _advice(config: Config, images: int) -> str:
     """Returns what to change, the cheapest first."""
+    # In the order of what they cost: time, precision, more steps, and last a smaller crop, which changes the recipe.
     options = []
     if config.parallel.remat != "full":
         options.append("--parallel.remat full")

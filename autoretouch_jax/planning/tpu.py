@@ -29,6 +29,7 @@ PACKAGE = Path(__file__).parent.parent
 # Our own code that the compiled program depends on. Both whole rooms are taken, so that no new file is forgotten.
 PROGRAM_ROOMS = ("models", "training")
 PROGRAM_FILES = ("runtime/devices.py", "planning/tpu.py")
+# Bytes of an element, by XLA's name of its type.
 BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "pred": 1}
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
 LIMIT_SECONDS = 3600
@@ -41,11 +42,13 @@ def compile_for(config: Config, topology: str, cache: Path) -> dict[str, Any]:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise Refused("libtpu, the compiler for TPUs (0.5 GB), is not installed: pip install 'autoretouch-jax[plan]'")
+    # Compiling takes minutes. The name covers all that the result depends on, so it never goes stale.
     kept = cache / f"{_fingerprint(config, topology)}.json"
     if kept.is_file():
         return json.loads(kept.read_text()) | {"cached": True}
     with tempfile.TemporaryDirectory() as folder:
         request, result = Path(folder) / "request", Path(folder) / "result.json"
+        # Our own objects to our own child: nobody else can write this folder.
         request.write_bytes(pickle.dumps((config, topology)))
         command = [sys.executable, "-m", "autoretouch_jax.planning.tpu", str(request), str(result)]
         with (Path(folder) / "log").open("w+") as log:
@@ -53,6 +56,7 @@ def compile_for(config: Config, topology: str, cache: Path) -> dict[str, Any]:
             _wait(child, f"compiling for {topology}, crop {config.data.crop}, batch {config.train.batch}")
             log.seek(0)
             output = log.read().strip()
+        # libtpu may abort in C++, so the missing file, and not the exit status, says that it failed.
         if not result.is_file():
             raise Refused(f"--topology {topology}: could not be compiled for: {_reason(output)}")
         findings = json.loads(result.read_text())
@@ -98,6 +102,7 @@ def _fingerprint(config: Config, topology: str) -> str:
     train, parallel = config.train, config.parallel
     digest.update(repr((train.batch, train.precision, train.batch_norm, config.data.crop)).encode())
     digest.update(repr((parallel.mode, parallel.accumulate, parallel.remat, parallel.optimizer_state, topology)).encode())
+    # Another compiler, or another Flax, makes another program.
     digest.update(repr([importlib.metadata.version(name) for name in ("jax", "libtpu", "flax", "optax")]).encode())
     files = [PACKAGE / name for name in PROGRAM_FILES]
     files += [path for room in PROGRAM_ROOMS for path in (PACKAGE / room).glob("*.py")]
@@ -122,6 +127,7 @@ def _analysis(config: Config, topology: str) -> dict[str, Any]:
     lowered = lowered_step(config, *make_networks(config), devices.mesh_of_slice(topology))
     try:
         compiled = lowered.compile()
+    # That a step does not fit is a result. Any other error is the child's end, and its last line is shown.
     except Exception as error:
         needed = _need_and_limit(str(error))
         if needed is None:
@@ -152,6 +158,7 @@ def _need_and_limit(message: str) -> tuple[float, float] | None:
 def collectives(text: str) -> dict[str, dict[str, int]]:
     """Returns `{kind: {"count", "bytes"}}` of a compiled module's text: its collectives, and the bytes of their results."""
     found: dict[str, dict[str, int]] = {}
+    # A collective may be asynchronous, as a pair of start and done: only the start is counted.
     for shapes, kind, started in re.findall(rf"= (.+?) ({COLLECTIVES})(-start)?\(", text):
         sizes = [_size(dtype, sides) for dtype, sides in re.findall(r"(\w+)\[([\d,]*)\]", shapes) if dtype in BYTES]
         if started and kind == "all-gather":  # its result names the operands too

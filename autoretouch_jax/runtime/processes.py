@@ -20,7 +20,7 @@ from autoretouch_jax.errors import Refused, first_line
 from autoretouch_jax.runtime.watch import coordination_client, end_process, name_silent
 
 GRACE = 1.5  # seconds by which process 0, which hosts the coordination service, outlives the others
-SHUTDOWN_TIMEOUT = 60  # seconds for the goodbye at the end of a run, at most
+SHUTDOWN_TIMEOUT = 60  # seconds for leaving JAX's service at the end of a run, at most
 PROCESS_COUNT_VARIABLES = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # set by Slurm and Open MPI
 _abort_handler: Any = None  # C keeps only a pointer to it, so it must not be collected
 
