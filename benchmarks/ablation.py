@@ -1,9 +1,9 @@
-"""The recommended network against AutoRetouch as published, small, on one machine: same data, same minutes, one table.
+"""Compares the recommended network with AutoRetouch as published, small, on one machine: same data, same minutes, one table.
 
     python benchmarks/ablation.py --faces FACES --vgg VGG16 --source BEFORE --target AFTER --minutes 4 --out runs/ablation
 
-FACES are clean portraits, blemished on the fly; BEFORE and AFTER are held-out pairs. Steps are measured for each variant, so
-that all train for the same time. Seed 0 throughout.
+FACES are clean portraits, on which blemishes are drawn while training. BEFORE and AFTER are held-out pairs. The speed of each
+variant is measured first, so that all train for the same time. The seed is 0 throughout.
 """
 
 import argparse
@@ -11,25 +11,23 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from autoretouch_jax.architecture import AutoRetouch, SeedPatchGAN
-from autoretouch_jax.models.bundle import load_model
-
-from autoretouch_jax import config as configs
-from autoretouch_jax.config import Config
-from autoretouch_jax.data.sources import PairSource
-from autoretouch_jax.demo import steps_for
+from autoretouch_jax.config import AutoRetouch, AutoRetouchPatchGAN, Config, load
+from autoretouch_jax.config.loading import resolve
+from autoretouch_jax.data.folders import PairSource
+from autoretouch_jax.demo.demo import steps_for
 from autoretouch_jax.evaluation import evaluate, report
+from autoretouch_jax.models.folder import load_model
 from autoretouch_jax.training import loop
 
 
 def variants(ours: Config) -> dict[str, Config]:
-    """From the published recipe to ours, a few changes at a time; data and batch are `ours` throughout."""
-    published = configs.load("autoretouch.py")
+    """Returns recipes from the published one to ours, a few changes at a time. Data and batch are those of `ours`."""
+    published = load("autoretouch.py")
     same = {"perceptual_layers": ("relu1_2",), "perceptual_downsample": 2, "vgg_weights": ours.loss.vgg_weights}
     published = dataclasses.replace(
         ours,
         generator=AutoRetouch(width=16, blocks=6),
-        discriminator=SeedPatchGAN(width=16),
+        discriminator=AutoRetouchPatchGAN(width=16),
         loss=dataclasses.replace(published.loss, **same),
         optim=dataclasses.replace(published.optim, ema=ours.optim.ema),
     )
@@ -50,28 +48,28 @@ def variants(ours: Config) -> dict[str, Config]:
 
 
 def edited(config: Config, **groups: dict[str, Any]) -> Config:
-    """A copy with some values of some groups replaced."""
+    """Returns a copy with some values of some groups replaced."""
     changed = {name: dataclasses.replace(getattr(config, name), **values) for name, values in groups.items()}
     return dataclasses.replace(config, **changed)
 
 
 def main() -> None:
-    """Train every variant, then print one table."""
+    """Trains every variant, then prints one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("faces", "vgg", "source", "target", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--only", nargs="*", help="names of variants")
     options = parser.parse_args()
-    gate = {"gate": configs.load("retouch.py").generator.gate}
+    gate = {"gate": load("retouch.py").generator.gate}
     ours = edited(
-        configs.load("portraits.py"), generator=gate, data={"root": str(options.faces)}, loss={"vgg_weights": str(options.vgg)}
+        load("portraits.py"), generator=gate, data={"root": str(options.faces)}, loss={"vgg_weights": str(options.vgg)}
     )
     models = {}
     for name, config in variants(ours).items():
         if options.only and name not in options.only:
             continue
-        config = configs.resolve(config)
+        config = resolve(config)
         workdir = options.out / name
         if not (workdir / "config.json").is_file():
             steps = steps_for(config, options.minutes)

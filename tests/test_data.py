@@ -12,8 +12,9 @@ from autoretouch_jax.config import BlemishConfig, DataConfig
 from autoretouch_jax.data import pipeline
 from autoretouch_jax.data.blemishes import _FAMILY, FAMILIES, add_blemishes, skin_mask
 from autoretouch_jax.data.folders import FaceSource, PairSource
-from autoretouch_jax.data.images import read_header, read_rgb
+from autoretouch_jax.data.images import decoded, read_header, read_rgb, split_alpha
 from autoretouch_jax.data.opening import open_source
+from autoretouch_jax.data.pairing import first_of_each_name, match, match_all, named_images, unique_names
 from autoretouch_jax.demo import faces
 from autoretouch_jax.errors import BadInput, Refused
 
@@ -126,6 +127,42 @@ def test_every_fault_of_a_pair_of_folders_is_named_at_once(pair_folders):
         PairSource(source, target)
     assert "nested/face0 (only in target)" in str(refusal.value)
     assert "nested/face1 (only in source)" in str(refusal.value)
+
+
+def test_files_are_matched_by_name_and_what_is_left_is_told():
+    pairing = match({"b": 1, "a": 2, "only": 3}, {"a": 4, "b": 5, "other": 6})
+    assert pairing.pairs == {"a": (2, 4), "b": (1, 5)}
+    assert list(pairing.pairs) == ["a", "b"], "sorted, so that every process has the same order"
+    assert (pairing.only_in_source, pairing.only_in_target) == ({"only": 3}, {"other": 6})
+    first, further = first_of_each_name([("a", 1), ("b", 2), ("a", 3)])
+    assert (first, further) == ({"a": 1, "b": 2}, [("a", 3)])
+    with pytest.raises(Refused, match="root: 1 and 3 have the same name a"):
+        unique_names("root", [("a", 1), ("a", 3)])
+    with pytest.raises(Refused, match=r"l and r do not pair up: only \(only in source\), other \(only in target\)"):
+        match_all({"only": 3}, {"other": 6}, ("l", "r"))
+
+
+def test_names_are_paths_without_their_ending_and_hidden_files_are_no_images(tmp_path):
+    for name in ("a/one.png", "a/.hidden.png", ".trash/two.png", "b/one.JPG", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name, "PNG") if not name.endswith("txt") else (tmp_path / name).touch()
+    assert [name for name, _ in named_images(tmp_path, "source")] == ["a/one", "b/one"]
+    with pytest.raises(Refused, match=r"source .*nowhere: no such folder"):
+        named_images(tmp_path / "nowhere", "source")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Refused, match="holds no images"):
+        named_images(tmp_path / "empty", "source")
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_one_decoder_reads_every_mode(tmp_path, mode):
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    Image.fromarray(faces.draw_face(0, 32)).convert(mode).save(path)
+    with decoded(path) as image:
+        pixels, alpha = split_alpha(image)
+    np.testing.assert_array_equal(pixels, np.asarray(Image.open(path).convert("RGB")))
+    assert (alpha is not None) == ("A" in mode)
+    np.testing.assert_array_equal(read_rgb(path), pixels)
 
 
 def test_sizes_that_differ_are_named(pair_folders):

@@ -227,6 +227,12 @@ def test_flags_named_in_a_page_exist():
             assert flag in known, f"{page} names {flag}"
 
 
+def test_the_benchmarks_start():
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        ended = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True, check=True)
+        assert "usage" in ended.stdout
+
+
 def test_make_help_lists_the_targets():
     text = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^\.PHONY: (.*)$", text, re.M)[0].split())

@@ -142,7 +142,7 @@ def test_full_rematerialisation_keeps_only_what_goes_into_a_block(descent_config
         config = edited(descent_config, generator={"blocks": 4, "norm": "batch"}, parallel={"remat": remat})
         networks, _ = make_networks(config)
         image = np.zeros((1, 32, 32, 3), np.float32)
-        variables = networks.generator.init(jax.random.key(0), image)
+        variables = jax.jit(networks.generator.init)(jax.random.key(0, impl="rbg"), image)
 
         def pull(params, networks=networks, image=image, stats=variables["batch_stats"]):
             given = {"params": params, "batch_stats": stats}

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import shutil
 import sys
 
 import jax
@@ -88,13 +89,91 @@ def test_what_does_not_fit_is_a_result_with_advice(capsys):
     assert "--parallel.remat full" in said
 
 
-def test_fit_finds_the_fastest_that_fits(capsys):
+FIT = {"generator": {"width": 16, "blocks": 3}, "data": {"crop": 64}, "loss": {"adversarial_weight": 0.0}}
+
+
+def small_card() -> chips.Slice:
+    """Two GPUs with so little memory that it is what limits a small network."""
+    machine = chips.read_slice("rtx4090:2")
+    return dataclasses.replace(machine, chip=dataclasses.replace(machine.chip, memory=1.0))
+
+
+def every_variant(config, machine) -> list:
+    """All variants that --fit may choose from, made without its help: crops, remats, powers of two of images."""
+    variants = []
+    for crop in (config.data.crop // 2, config.data.crop, 2 * config.data.crop):
+        for remat in ("none", "norms", "full"):
+            for images in (1, 2, 4, 8, 16, 32, 64):
+                groups = {"data": {"crop": crop}, "train": {"batch": images * machine.count}, "parallel": {"remat": remat}}
+                variants.append(edited(config, **groups))
+    return variants
+
+
+def test_fit_finds_the_fastest_that_fits(small_config):
+    """Against all variants, each analysed by itself."""
+    machine, config = small_card(), plan.plannable(edited(small_config, **FIT))
+    analysed = [(variant, plan.analyse(variant, machine)) for variant in every_variant(config, machine)]
+    assert {True, False} == {figures["fits"] for _, figures in analysed}, "the memory must be what decides"
+
+    def speed(variant, figures) -> float:
+        return figures["scaling"][-1]["images_per_s"] * variant.data.crop**2
+
+    fastest = max(speed(variant, figures) for variant, figures in analysed if figures["fits"])
+    chosen = plan.best_fit(config, machine)
+    figures = plan.analyse(chosen, machine)
+    assert figures["fits"]
+    assert speed(chosen, figures) >= 0.99 * fastest
+    assert fastest < max(speed(variant, figures) for variant, figures in analysed), "a larger one would be faster, did it fit"
+
+
+def test_fit_prints_its_candidates_and_the_flags_to_use(capsys):
     assert cli.main(["plan", "configs/autoretouch.py", "--topology", "rtx4090:2", "--fit", "--generator.blocks", "3"]) == 0
-    said = capsys.readouterr().out
-    rows = [line.split() for line in said.splitlines()[1:] if line[:1].isdigit() or (line.startswith(" ") and "e+" in line[:9])]
-    assert float(rows[0][0]) == max(float(row[0]) for row in rows)
-    assert "DOES NOT FIT" not in said
-    assert "the fastest that fits: --train.batch" in said
+    output = capsys.readouterr().out
+    rows = [line.split() for line in output.splitlines() if line.split() and "e+" in line.split()[0]]
+    speeds = [float(row[0]) for row in rows]
+    assert speeds == sorted(speeds, reverse=True)
+    assert {row[3] for row in rows} == {"none", "norms", "full"}
+    assert "DOES NOT FIT" not in output
+    flags = output.split("the fastest that fits: ")[1].split()
+    assert cli.main(["plan", "configs/autoretouch.py", "--topology", "rtx4090:2", "--generator.blocks", "3", *flags]) == 0
+
+
+def test_fit_goes_down_where_the_compiler_needs_more_than_the_estimate(small_config, monkeypatch):
+    machine, config = small_card(), plan.plannable(edited(small_config, **FIT))
+    estimated, real = plan.best_fit(config, machine), plan.analyse
+
+    def analyse(variant, machine):
+        figures = real(variant, machine)
+        return figures | {"fits": figures["fits"] and variant.train.batch < estimated.train.batch}
+
+    monkeypatch.setattr(plan, "analyse", analyse)
+    assert plan.best_fit(config, machine).train.batch < estimated.train.batch
+    monkeypatch.setattr(plan, "analyse", lambda variant, machine: real(variant, machine) | {"fits": False})
+    with pytest.raises(Refused, match="none of the short list fits"):
+        plan.best_fit(config, machine)
+
+
+def test_the_fingerprint_covers_the_values_and_the_code(small_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(tpu.importlib.metadata, "version", lambda name: "1")
+    before = tpu._fingerprint(small_config, "v5e:2x2")
+    assert tpu._fingerprint(edited(small_config, data={"root": "/elsewhere"}), "v5e:2x2") == before
+    assert tpu._fingerprint(edited(small_config, train={"seed": 9}), "v5e:2x2") == before
+    for changed in (
+        {"train": {"batch": 16}},
+        {"generator": {"blocks": 2}},
+        {"parallel": {"remat": "full"}},
+        {"data": {"crop": 64}},
+    ):
+        assert tpu._fingerprint(edited(small_config, **changed), "v5e:2x2") != before
+    assert tpu._fingerprint(small_config, "v5e:4x4") != before
+    copy = tmp_path / "package"
+    shutil.copytree(tpu.PACKAGE, copy)
+    monkeypatch.setattr(tpu, "PACKAGE", copy)
+    assert tpu._fingerprint(small_config, "v5e:2x2") == before
+    for name in ("training/step.py", "models/layers.py", "runtime/devices.py"):
+        (copy / name).write_text((copy / name).read_text() + "\n")
+        assert tpu._fingerprint(small_config, "v5e:2x2") != before, name
+        before = tpu._fingerprint(small_config, "v5e:2x2")
 
 
 def test_libtpu_is_offered_by_name_when_it_is_missing(monkeypatch, capsys):

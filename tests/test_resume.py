@@ -16,6 +16,7 @@ import pytest
 from conftest import edited
 
 from autoretouch_jax.errors import BadInput, Refused
+from autoretouch_jax.models.folder import load_model
 from autoretouch_jax.training import loop
 from autoretouch_jax.training.checkpoints import Checkpoints
 
@@ -136,6 +137,38 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_config, tmp_path, capsys)
     assert loop.run(explosive, tmp_path / "run") == 1
     assert "is not finite" in capsys.readouterr().err
     assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+
+
+def test_bad_input_after_an_explosion_keeps_the_sound_checkpoint(small_config, tmp_path, monkeypatch, capsys):
+    """However a run ends, a state that is not finite replaces no checkpoint."""
+    config = edited(small_config, train={"steps": 40, "log_every": 100, "checkpoint_every": 2}, optim={"decay_share": 0.0})
+    assert loop.run(edited(config, train={"steps": 2}), tmp_path / "run") == 0
+    real, calls = loop.Trainer.put, []
+
+    def put(self, batch, *stop):
+        calls.append(1)
+        if len(calls) == 2:
+            raise BadInput("face7.png: cannot be decoded")
+        return real(self, batch | {"weight": np.full_like(batch["weight"], np.nan)}, *stop)
+
+    monkeypatch.setattr(loop.Trainer, "put", put)
+    assert loop.run(config, tmp_path / "run") == 1
+    assert "is not finite" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*")] == ["2"]
+    state, _ = final_state(config, tmp_path / "run")
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.generator.params))
+
+
+def test_without_an_average_none_is_kept(small_config, tmp_path):
+    """The model is the generator itself, and resuming needs no average."""
+    config = edited(small_config, optim={"ema": 0.0, "decay_share": 0.0})
+    assert loop.run(edited(config, train={"steps": 3}), tmp_path / "run") == 0
+    assert loop.run(config, tmp_path / "run") == 0
+    state, _ = final_state(config, tmp_path / "run")
+    assert state.ema is None
+    variables = load_model(tmp_path / "run").variables["params"]
+    jax.tree.map(np.testing.assert_array_equal, variables, jax.device_get(state.generator.params))
 
 
 def test_a_save_that_fails_in_the_background_ends_the_run_and_keeps_the_one_before(small_config, undisturbed, monkeypatch):

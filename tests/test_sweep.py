@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import edited
+from optuna import distributions
 
 from autoretouch_jax import cli
 from autoretouch_jax.config import load
@@ -19,6 +20,7 @@ from autoretouch_jax.errors import Refused
 from autoretouch_jax.runtime.stop import StopRequest
 from autoretouch_jax.sweeps import study, sweep
 from autoretouch_jax.sweeps.report import as_python
+from autoretouch_jax.sweeps.space import endless_keys, grid, smallest_values, trial_values
 
 SPACE = """
 from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -104,6 +106,36 @@ def test_a_space_that_cannot_be_searched_is_refused(command, tmp_path, capsys, s
     assert cli.main(command) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "sweep").exists()
+
+
+def test_the_values_of_a_grid_are_listed_and_endless_ones_are_named():
+    kinds = {
+        "train.batch": distributions.IntDistribution(2, 6, step=2),
+        "loss.edit_weight": distributions.CategoricalDistribution([1.0, 4.0]),
+    }
+    assert grid(kinds) == [{"train.batch": b, "loss.edit_weight": w} for b in (2, 4, 6) for w in (1.0, 4.0)]
+    assert smallest_values(kinds) == {"train.batch": 2, "loss.edit_weight": 1.0}
+    assert endless_keys(kinds) == []
+    endless = kinds | {"optim.generator_lr": distributions.FloatDistribution(1e-4, 1e-2, log=True)}
+    assert endless_keys(endless) == ["optim.generator_lr"]
+
+
+def test_a_left_trial_is_taken_over_and_a_running_one_is_not(tmp_path):
+    one = study.open_study(tmp_path, None)
+    space = {"loss.edit_weight": distributions.CategoricalDistribution([1.0, 4.0])}
+    folder = lambda number: tmp_path / f"{number}"  # noqa: E731
+    trial, lock = study.take_new(one, space, "random", 0, [], 2, folder)
+    assert study.any_running(one)
+    assert study.take_left(one, folder) is None, "its worker lives"
+    value = trial_values(trial, space)
+    lock.close()  # as the kernel does when the worker dies
+    taken, lock = study.take_left(one, folder)
+    assert taken.number == trial.number
+    assert trial_values(taken, space) == value, "drawn once"
+    one.tell(taken, 1.0)
+    lock.close()
+    assert study.take_left(one, folder) is None
+    assert study.take_new(one, space, "random", 0, [], 1, folder) is None, "there are as many as were asked for"
 
 
 def test_a_torn_line_in_the_journal_is_cut_off(tmp_path):

@@ -1,5 +1,6 @@
 """What is done with a trained model: load, retouch any size, evaluate honestly; and the demo from end to end."""
 
+import dataclasses
 import json
 
 import jax
@@ -20,7 +21,7 @@ from autoretouch_jax.models.folder import Model, load_model, save_model
 def random_model(**changes) -> Model:
     """A generator with random weights in every layer, so that it changes every pixel."""
     config = AutoRetouch(**({"width": 4, "blocks": 1, "norm": "none", "head": "residual"} | changes))
-    variables = AutoRetouchGenerator(config).init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    variables = jax.jit(AutoRetouchGenerator(config).init)(jax.random.key(0, impl="rbg"), np.zeros((1, 32, 32, 3), np.float32))
     rng = np.random.default_rng(0)
     return Model(config, jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), variables))
 
@@ -78,7 +79,7 @@ def test_strength_and_dead_zone():
 
 def test_an_untrained_residual_generator_is_the_identity():
     config = AutoRetouch(width=4, blocks=1, norm="none", head="residual")
-    variables = AutoRetouchGenerator(config).init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    variables = jax.jit(AutoRetouchGenerator(config).init)(jax.random.key(0, impl="rbg"), np.zeros((1, 32, 32, 3), np.float32))
     image = np.random.default_rng(1).integers(0, 256, (33, 40, 3), dtype=np.uint8)
     np.testing.assert_array_equal(retouch_array(Model(config, variables), image), image)
 
@@ -239,6 +240,10 @@ def test_the_demo_is_an_ordinary_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "TRAINING_PHOTOS", 4)
     monkeypatch.setattr(demo, "HELD_OUT_FACES", 1)
     monkeypatch.setattr(demo, "steps_for", lambda *_: 3)
+    smaller = ["--generator.width", "8", "--generator.levels", "2"]  # it compiles in a quarter of the time
+    config = demo.load("demo.py")
+    small = dataclasses.replace(config, generator=dataclasses.replace(config.generator, width=8, levels=2))
+    monkeypatch.setattr(demo, "load", lambda _: small)
     workdir = tmp_path / "demo"
     assert cli.main(["demo", "--workdir", str(workdir), "--minutes", "0.01"]) == 0
     first = capsys.readouterr().out
@@ -252,7 +257,7 @@ def test_the_demo_is_an_ordinary_run(tmp_path, monkeypatch, capsys):
     assert cli.main([*again, "--json", str(tmp_path / "again.json")]) == 0
     assert json.loads((tmp_path / "again.json").read_text()) == result
     train = ["train", "configs/demo.py", "--workdir", str(workdir), "--data.root", str(workdir / "data" / "train")]
-    assert cli.main([*train, "--train.steps", "4", "--train.batch", "8"]) == 0
+    assert cli.main([*train, *smaller, "--train.steps", "4", "--train.batch", "8"]) == 0
     assert cli.main(["demo", "--workdir", str(workdir)]) == 0
     assert "finished, 4 of 4 steps" in capsys.readouterr().out
 
