@@ -1,4 +1,4 @@
-"""What each verb of the command line takes. The docstrings are its `--help`."""
+"""The arguments of each verb of the command line. The docstrings are its `--help`."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -10,11 +10,11 @@ from tyro.conf import FlagConversionOff, FlagCreatePairsOff, Positional
 
 from autoretouch_jax.config import Config
 
-# A config's groups become flags of their own, `--train.steps` and not `--run.train.steps`.
+# With an empty name the config's flags are `--train.steps` and not `--run.train.steps`.
 ConfigFlags = Annotated[Config, tyro.conf.arg(name=""), FlagConversionOff]
 
 
-# The first line of a docstring is the verb's line in `autoretouch --help`, the whole of it begins the verb's own help.
+# The first line of a docstring is the verb's line in `autoretouch --help`; the whole docstring begins the verb's own help.
 @dataclass(frozen=True)
 class TrainArguments:
     """Train a retoucher. The same command again resumes.
@@ -40,7 +40,7 @@ class TrainArguments:
 class PlanArguments:
     """Show what a config's step needs on machines that are not here: memory, FLOPs, communication, time, scaling.
 
-    TPU slices, compiled for (extra `plan`):  autoretouch plan configs/retouch.py --topology v5e:16x16 --train.batch 2048
+    TPU slices, by compiling (extra `plan`):  autoretouch plan configs/retouch.py --topology v5e:16x16 --train.batch 2048
 
     GPUs, by an estimate:  autoretouch plan configs/retouch.py --topology h100:8
     """
@@ -50,7 +50,7 @@ class PlanArguments:
     topology: str = "v5e:2x2"
     """KIND:SIDExSIDE for TPUs (v4, v5e, v5p, v6e), KIND:NUMBER for GPUs (a100-80, h100, h200, l4, rtx4090 …)."""
     fit: FlagCreatePairsOff[bool] = False
-    """Search images per device, crop and remat for the fastest that fits."""
+    """Search for the fastest combination of images per device, crop and remat that fits."""
     json: Path | None = None
     """Also write the numbers to this file."""
     run: ConfigFlags = field(default_factory=Config)
@@ -58,12 +58,12 @@ class PlanArguments:
 
 @dataclass(frozen=True)
 class SweepArguments:
-    """Search a space of config values with many runs, and stop the worst early. The same command resumes; so do more workers.
+    """Search a space of config values with many runs, and stop the worst early. The same command resumes, or adds a worker.
 
     autoretouch sweep configs/retouch.py --space configs/sweeps/lr.py --trials 20 --workdir runs/sweep
     --data.records records --source VALIDATION_BEFORE --target VALIDATION_AFTER
 
-    At the end there are a table, sweep.png, and best.py, a config that train accepts.
+    At the end it prints a table and writes trials.csv, sweep.png, and best.py, a config that train accepts.
     """
 
     config: Positional[Path]
@@ -77,14 +77,14 @@ class SweepArguments:
     target: Path
     """Folder of images after retouching, paired by name."""
     trials: int = 20
-    """Number of trials over all workers. A grid has all its combinations."""
+    """Number of trials over all workers. A grid search ignores it and tries every combination."""
     search: Literal["bayes", "random", "grid"] = "bayes"
     """Tree-structured Parzen estimators, random draws, or every combination."""
     # Only metrics that are better when higher, and that every model has.
     metric: Literal["psnr_rgb_u8", "ssim_rgb_u8_gauss11", "edit_psnr", "edit_recovered"] = "psnr_rgb_u8"
-    """What is maximised on these pairs."""
+    """The metric to maximise on these pairs."""
     rungs: int = 3
-    """How often a trial is measured: for 3 at 1/4, 1/2 and all of its steps. A trial below the median is stopped."""
+    """How often a trial is measured: 3 means at 1/4, 1/2 and all of its steps. A trial below the median is stopped."""
     storage: str | None = None
     """A database for the trials' values (postgresql://…) instead of a journal in the work directory."""
     run: ConfigFlags = field(default_factory=Config)
@@ -141,12 +141,12 @@ class RetouchArguments:
 
 @dataclass(frozen=True)
 class DemoArguments:
-    """Watch a small model learn to remove blemishes. It needs no data set, no network and no weights."""
+    """Watch a small model learn to remove blemishes. It needs no data set, no weights and no internet connection."""
 
     minutes: float = 3.0
     """Training time. Making the data and evaluating take a little longer."""
     workdir: Path = Path("runs/demo")
-    """An ordinary run: evaluate, retouch and train take it."""
+    """Folder of the run. evaluate, retouch and train accept it like any other run."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class PrepareArguments:
     """
 
     pairs: Positional[tuple[Path, ...]] = ()
-    """Folder before retouching and folder after retouching. With --tfds there are none."""
+    """Two folders: images before and after retouching. Leave them out with --tfds."""
     # Required, though it follows a field with a default.
     out: Path = tyro.MISSING
     """Folder for the records."""
@@ -187,7 +187,7 @@ class PrepareArguments:
     workers: int = 0
     """Number of processes. 0 starts one for each core."""
     on_bad: Literal["skip", "fail"] = "skip"
-    """A pair that cannot be decoded is left out and named (exit status 1), or stops the work."""
+    """`skip` leaves out and names a pair that cannot be decoded (exit status 1); `fail` stops at it."""
     license: str | None = None
     """The data's licence. Models trained on the records carry it."""
 
@@ -252,9 +252,9 @@ class BuildArguments:
 
 @dataclass(frozen=True)
 class BenchDataArguments:
-    """Compare pairs per second of records with those of decoding two PNGs by Pillow, on one core, in one run, as one table.
+    """Compare reading records with decoding two PNGs by Pillow, in pairs per second of one core.
 
-    autoretouch bench data  draws faces of 1024². --source and --target take your own pairs.
+    It draws faces of 1024². With --source and --target it measures your own pairs.
     """
 
     source: Path | None = None
@@ -262,9 +262,9 @@ class BenchDataArguments:
     target: Path | None = None
     """Folder of PNGs after retouching."""
     pairs: int = 16
-    """How many pairs at most."""
+    """The largest number of pairs."""
     seconds: float = 3.0
-    """Time for each line of the table, for each of the two."""
+    """Time for each line of the table, once for the records and once for the PNGs."""
     json: Path | None = None
     """Also write the numbers to this file."""
 
@@ -295,7 +295,7 @@ def switches(verb: str) -> list[str]:
 
 
 def with_defaults(verb: str, config: Config) -> Any:
-    """Returns a verb's arguments with a config's values, and with everything missing that the user must give."""
+    """Returns a verb's arguments with a config's values as defaults. What the user must give is marked as missing."""
     required = {
         field.name: tyro.MISSING
         for field in dataclasses.fields(ARGUMENTS[verb])

@@ -17,7 +17,7 @@ from autoretouch_jax.runtime.stop import StopRequest, parse_duration, requeue_on
 
 Argv = Sequence[str]
 
-# Verbs that a scheduler may stop and start again: a SIGTERM during their imports is answered like any later one.
+# Verbs that a scheduler may stop and start again: on SIGTERM they exit with 75, even during their imports.
 RESTARTABLE = ("train", "sweep")
 
 
@@ -94,7 +94,7 @@ def _convert(argv: Argv) -> int:
     from autoretouch_jax.models.weights_file import read_arrays
 
     config, variables = import_generator(read_arrays(arguments.weights))
-    # A generator with instance norm in a U-Net reads well and would compute something else: compare before anything is written.
+    # A U-Net with instance norm can be read, but is another network: compare the shapes before anything is written.
     folder.check_shapes(arguments.weights, config, variables)
     folder.save_model(arguments.out, config, variables["params"], variables.get("batch_stats"), 0)
     print(f"{arguments.out}: {config}")
@@ -198,7 +198,7 @@ def parse_with_config(verb: str, argv: Argv) -> Any:
 
     path = config_argument(argv, switches(verb))
     default = load(path) if path else Config()
-    if verb != "plan":  # a plan looks at no data
+    if verb != "plan":  # a plan reads no data
         default = choose_data(default, argv)
     arguments = parse(verb, argv, with_defaults(verb, default))
     if path is None:

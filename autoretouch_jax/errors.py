@@ -1,4 +1,4 @@
-"""What a user is told when something is wrong: exit statuses, the two errors, and the wording of their messages.
+"""Errors as the user sees them: exit statuses, the two exceptions, and the wording of their messages.
 
 A message says what was wrong, names the file or the key, and says what to do.
 """
@@ -15,7 +15,7 @@ EXIT_INTERRUPTED = 130  # interrupted from the keyboard: 128 + SIGINT, as shells
 NAMED_FAULTS = 12  # faults that a message lists before it counts the rest
 
 
-# Two exceptions for what a user can mend. Everything else is a bug, and keeps its traceback.
+# Two exceptions for what a user can fix. Everything else but an OSError is a bug, and keeps its traceback.
 class Refused(Exception):
     """The request cannot be carried out as given, and nothing has been started or written.
 

@@ -2,8 +2,8 @@
 
     autoretouch train configs/autoretouch.py --data.source BEFORE --data.target AFTER --workdir runs/autoretouch
 
-The network, the discriminator and the three losses are the paper's. Loss weights, crop, batch and schedule stand in no source
-that we could read: those here are ours.
+The network, the discriminator and the three losses are the paper's. No source that we could read states the loss weights,
+the crop, the batch or the schedule: those here are ours.
 """
 
 from autoretouch_jax.config import Config, DataConfig, LossConfig, OptimConfig, TrainConfig

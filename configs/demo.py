@@ -1,6 +1,6 @@
-"""What `autoretouch demo` trains, on drawn faces and two restyled photos: a small generator, adversarial and pixel loss.
+"""The config of `autoretouch demo`, for drawn faces and two restyled photos: a small generator, three losses.
 
-`configs/portraits.py` made smaller. No VGG: the demo needs no download.
+It is a smaller `configs/portraits.py` without the VGG, so that the demo needs no download.
 """
 
 from autoretouch_jax.config import (

@@ -2,8 +2,8 @@
 
     autoretouch train configs/pix2pix.py --data.source BEFORE --data.target AFTER --workdir runs/pix2pix
 
-Photos are resized to 286² and cut to 256², 200 passes over the pairs one at a time, the learning rate falling over the second
-half. To train on crops of full resolution instead, as photos to be retouched want it: --data.resize 0.
+Photos are resized to 286² and cropped to 256². Training makes 200 passes over the pairs, one pair a step, and the learning rate
+falls over the second half. `--data.resize 0` crops from full resolution instead, which suits the retouching of large photos.
 """
 
 from autoretouch_jax.config import Config, DataConfig, LossConfig, OptimConfig, PatchGAN, Pix2Pix, TrainConfig

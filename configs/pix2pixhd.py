@@ -2,8 +2,8 @@
 
     autoretouch train configs/pix2pixhd.py --data.source BEFORE --data.target AFTER --workdir runs/global
 
-The crop is ours: the authors train on whole images of 1024×512, which a face photo of 1024² cut to 512² comes close to. As the
-authors' code does, images go into the VGG as they are; `--loss.vgg-input imagenet` normalises them as the weights expect.
+The crop is ours: the authors train on whole images of 1024×512, and crops of 512² from face photos of 1024² come close to that.
+As in the authors' code, images go into the VGG as they are; `--loss.vgg-input imagenet` normalises them as the weights expect.
 `configs/pix2pixhd_local.py` goes on with the local enhancer.
 """
 

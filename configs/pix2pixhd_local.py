@@ -3,9 +3,9 @@
     autoretouch train configs/pix2pixhd_local.py --train.start-from runs/global \\
         --data.source BEFORE --data.target AFTER --workdir runs/local
 
-For the first `--optim.global-frozen-steps` the global generator stands still, then both are trained. The published code freezes
-it for 20 of 100 epochs: set the key to as many steps as 20 passes over your pairs make. Its global generator has the enhancer's
-width twice: the one to start from is trained at `--generator.width 64`, the default.
+For the first `--optim.global-frozen-steps` the global generator is frozen, then both are trained. The published scripts freeze
+it for a tenth of the epochs: set the key to as many steps as 10 passes over your pairs make. The global generator is twice as
+wide as the enhancer: train the one to start from with `--generator.width 64`, the default.
 """
 
 from autoretouch_jax.config import Config, DataConfig, LossConfig, OptimConfig, PatchGAN, Pix2PixHDLocal, TrainConfig

@@ -2,8 +2,8 @@
 
     autoretouch train configs/portraits.py --data.root FACES --workdir runs/portraits
 
-It takes before/after pairs too: `--data.source BEFORE --data.target AFTER`. It is `configs/retouch.py` made small; the
-perceptual loss looks at half the resolution, which costs a quarter and sees larger spots.
+It takes before/after pairs too: `--data.source BEFORE --data.target AFTER`. It is a smaller `configs/retouch.py`; the
+perceptual loss compares images at half resolution, which needs a quarter of the computation and sees larger spots.
 """
 
 from autoretouch_jax.config import (

@@ -1,9 +1,9 @@
-"""Our recommended recipe for before/after pairs such as FFHQ/FFHQR: an edit of the untouched input, where a mask says so.
+"""Our recommended recipe for before/after pairs such as FFHQ/FFHQR: a network that predicts an edit, and a mask for it.
 
     autoretouch train configs/retouch.py --data.source BEFORE --data.target AFTER --workdir runs/retouch
 
-What it takes from AutoRetouch's successors and what it was chosen by: benchmarks/README.md. Seven of ten crops hold an edit;
-the edit counts five times in the pixel loss; the adversarial loss comes in over the first steps; nothing normalises.
+benchmarks/README.md measures its parts. Seven of ten crops are placed around an edit; edited pixels count five times in the
+pixel loss; the adversarial weight rises over the first 2000 steps; neither network has norm layers.
 """
 
 from autoretouch_jax.config import Config, DataConfig, LossConfig, OptimConfig, PatchGAN, Retouch, TrainConfig

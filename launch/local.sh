@@ -15,7 +15,7 @@ for ((number = 0; number < count; number++)); do
   processes+=($!)
 done
 trap 'kill -TERM "${processes[@]}" 2>/dev/null' TERM
-trap : INT # the processes hear it from the terminal themselves
+trap : INT # the terminal sends it to the processes as well
 
 highest=0
 for process in "${processes[@]}"; do

@@ -1,6 +1,6 @@
 #!/bin/bash
 # How to: TPU=name ZONE=us-west4-a TYPE=v5litepod-256 IMAGE=… bash launch/tpu_vm.sh CONFIG --workdir gs://BUCKET/RUN
-# Asks for the slice (SPOT=1: a spot one) and trains on every host; starts again after status 75 or a lost slice.
+# Requests the slice (SPOT=1: a spot slice) and trains on every host; starts again after status 75 or a lost slice.
 set -u
 : "${TPU:?a name for the slice}" "${ZONE:?}" "${TYPE:?accelerator type}" "${IMAGE:?launch/Dockerfile built with ACCELERATOR=tpu}"
 RUNTIME=${RUNTIME:-v2-alpha-tpuv5-lite} # v5p: v2-alpha-tpuv5, v6e: v2-alpha-tpuv6e
@@ -10,7 +10,7 @@ queue() { local verb=$1; shift; gcloud compute tpus queued-resources "$verb" "$T
 state() { queue describe --format='value(state.state)' 2>/dev/null; }
 
 # Every host runs the image once, in the background, and waits for its status: when ssh breaks off, gcloud runs this
-# again and it takes up the same container.
+# again and it follows the same container.
 host="sudo docker inspect autoretouch >/dev/null 2>&1 ||
   sudo docker run --detach --name autoretouch --privileged --net=host $IMAGE train$(printf ' %q' "$@") || exit 1
 sudo docker logs --follow autoretouch

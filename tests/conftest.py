@@ -50,7 +50,7 @@ def face_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def pair_folders(face_folder, tmp_path) -> tuple[Path, Path]:
-    """The same faces blemished (JPEG-free) and clean, in nested folders; targets with an opaque alpha channel."""
+    """The same faces, blemished and clean, as PNGs in nested folders. The targets have an opaque alpha channel."""
     return make_pairs(face_folder, tmp_path)
 
 
@@ -75,7 +75,7 @@ def make_pairs(face_folder: Path, folder: Path) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def small_config(face_folder) -> Config:
-    """A run of seconds with both losses that need no weights, on one device."""
+    """A run of seconds on one device, with the two losses that need no VGG weights."""
     return Config(
         generator=AutoRetouch(width=4, blocks=1, norm="none", head="residual"),
         discriminator=AutoRetouchPatchGAN(width=4, norm="none"),

@@ -130,11 +130,11 @@ def test_no_clean_pair_is_flagged_and_an_opaque_alpha_is_only_noted(planted):
 
 
 def test_files_without_a_partner_are_named_and_the_renamed_one_is_recognised(planted):
-    lonely = {Path(item["file"]).name: item for item in planted["unpaired"]}
-    assert set(lonely) == {"dropped.png", "before.png", "after.png", "twin.webp"}
-    assert "twin.png has the same name" in lonely["twin.webp"]["message"]
-    assert "after.png: renamed?" in lonely["before.png"]["message"]
-    assert "renamed" not in lonely["dropped.png"]["message"]
+    unpaired = {Path(item["file"]).name: item for item in planted["unpaired"]}
+    assert set(unpaired) == {"dropped.png", "before.png", "after.png", "twin.webp"}
+    assert "twin.png has the same name" in unpaired["twin.webp"]["message"]
+    assert "after.png: renamed?" in unpaired["before.png"]["message"]
+    assert "renamed" not in unpaired["dropped.png"]["message"]
 
 
 def test_the_page_shows_what_is_flagged(planted):
@@ -209,7 +209,7 @@ def test_a_pair_with_spots_left_is_flagged_shown_and_down_weighted(tmp_path, mon
         source, target = made(number)
         save(source, tmp_path / "a" / f"{number}.png")
         save(target, tmp_path / "b" / f"{number}.png")
-    finding = {"score": 0.6, "left": 3, "removed": 2, "spots": [(40.0, 50.0, 3.0)]}
+    finding = {"score": 0.6, "left": 3, "removed": 2, "left_spots": [(40.0, 50.0, 3.0)]}
     monkeypatch.setattr(labels, "find", lambda names, read: {"1": finding, "0": finding | {"score": 0.1, "left": 1}})
     command = ["data", "audit", str(tmp_path / "a"), str(tmp_path / "b"), "--json", str(tmp_path / "audit.json")]
     assert cli.main([*command, "--html", str(tmp_path / "audit.html")]) == 1

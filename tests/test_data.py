@@ -10,7 +10,7 @@ from PIL import Image
 
 from autoretouch_jax.config import BlemishConfig, DataConfig
 from autoretouch_jax.data import pipeline
-from autoretouch_jax.data.blemishes import _FAMILY, FAMILIES, add_blemishes, skin_mask
+from autoretouch_jax.data.blemishes import _PAINTERS, FAMILY_SHARES, add_blemishes, skin_mask
 from autoretouch_jax.data.folders import FaceSource, PairSource
 from autoretouch_jax.data.images import decoded, read_header, read_rgb, split_alpha
 from autoretouch_jax.data.opening import open_source
@@ -61,14 +61,14 @@ def test_zoom_scales_both_images_alike(pair_folders, small_config):
     np.testing.assert_array_equal(batch["source"], batch["target"])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILY_SHARES)
 def test_every_family_of_blemishes_is_local_and_visible(family):
     clean = faces.draw_face(1, side=128)
     rng = np.random.default_rng(0)
     changed = 0
     for _ in range(20):
         image = clean.astype(np.float32)
-        _FAMILY[family](rng, image, np.array([64.0, 64.0]), BlemishConfig())
+        _PAINTERS[family](rng, image, np.array([64.0, 64.0]), BlemishConfig())
         difference = np.abs(np.rint(image) - clean).max(-1)
         changed += difference.max() >= 4
         assert (difference > 0).mean() < 0.5
@@ -129,7 +129,7 @@ def test_every_fault_of_a_pair_of_folders_is_named_at_once(pair_folders):
     assert "nested/face1 (only in source)" in str(refusal.value)
 
 
-def test_files_are_matched_by_name_and_what_is_left_is_told():
+def test_files_are_matched_by_name_and_the_others_are_listed():
     pairing = match({"b": 1, "a": 2, "only": 3}, {"a": 4, "b": 5, "other": 6})
     assert pairing.pairs == {"a": (2, 4), "b": (1, 5)}
     assert list(pairing.pairs) == ["a", "b"], "sorted, so that every process has the same order"

@@ -1,4 +1,4 @@
-"""What starts a run: each file is valid where it is read, starts `autoretouch train`, and hands on its status."""
+"""The files in launch/: each is valid for the program that reads it, starts `autoretouch`, and passes its status on."""
 
 import copy
 import json
@@ -54,7 +54,7 @@ def test_the_schemas_refuse_what_is_misspelt(name, path, key, value):
     assert list(validator.iter_errors(described))
 
 
-def test_every_place_starts_train_requeues_on_75_and_explains_itself():
+def test_every_launcher_starts_autoretouch_requeues_on_75_and_explains_itself():
     for path in LAUNCH.iterdir():
         text = path.read_text()
         assert "How to:" in text.split("\n", 3)[0] + text.split("\n", 3)[1], path.name
@@ -131,7 +131,7 @@ esac
 
 @pytest.mark.parametrize("last", [0, 2])
 def test_a_tpu_pod_is_asked_for_started_again_and_made_anew_when_lost(tmp_path, last):
-    """By a stand-in for gcloud: there is no TPU here."""
+    """With a stand-in for gcloud, because there is no TPU here."""
     (tmp_path / "gcloud").write_text(GCLOUD)
     (tmp_path / "gcloud").chmod(0o755)
     given = {"TPU": "a", "ZONE": "z", "TYPE": "v5litepod-256", "IMAGE": "i", "PAUSE": "0", "LAST": str(last)}

@@ -38,7 +38,7 @@ def test_lpips_against_pytorch(backbone, tmp_path):
     assert metric(a[:20], b[:20]) is None
 
 
-def test_evaluate_reports_it(files, face_folder, pair_folders, tmp_path):
+def test_evaluate_reports_lpips(files, face_folder, pair_folders, tmp_path):
     from test_use import random_model
 
     from autoretouch_jax.models.folder import save_model

@@ -1,4 +1,4 @@
-"""The networks of the field: exact against PyTorch, their sizes, costs and receptive fields, and how weights are converted."""
+"""The published networks and ours: parity with PyTorch, sizes, costs, receptive fields, and the conversion of weights."""
 
 import json
 
@@ -88,7 +88,7 @@ def test_every_feature_of_every_scale_against_pytorch():
 
 
 @pytest.mark.parametrize("size", [3, 4])
-def test_transposed_convolution_is_xlas(size):
+def test_transposed_convolution_agrees_with_xlas(size):
     module, x = TransposedConv(3, size, np.float32), np.random.default_rng(0).normal(size=(2, 5, 4, 6)).astype(np.float32)
     variables = module.init(jax.random.key(0), x)
     before, after = (2, 2) if size == 4 else (1, 2)
@@ -164,8 +164,8 @@ def test_an_instance_norm_unet_is_refused_before_anything_is_written(tmp_path, c
     _, weights, _ = golden("pix2pix_unet128_ngf2")
     kernels = {key: value for key, value in weights.items() if value.ndim == 4}
     biases = {key.replace("weight", "bias"): np.zeros(value.shape[0], np.float32) for key, value in kernels.items()}
-    np.savez(tmp_path / "peer.npz", **kernels, **biases)
-    assert cli.main(["convert", str(tmp_path / "peer.npz"), "--out", str(tmp_path / "model")]) == 2
+    np.savez(tmp_path / "unet.npz", **kernels, **biases)
+    assert cli.main(["convert", str(tmp_path / "unet.npz"), "--out", str(tmp_path / "model")]) == 2
     assert "batch_stats" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
 
@@ -180,7 +180,7 @@ def random_retouch(**changes) -> Model:
     return Model(config, jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), variables))
 
 
-def test_untrained_it_is_the_identity_and_leaves_everything_alone():
+def test_the_untrained_network_is_the_identity_and_its_mask_is_below_the_gate():
     config = networks.Retouch(width=4, levels=2, blocks=1)
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     variables = jax.jit(make_generator(config).init)(jax.random.key(0, impl="rbg"), np.zeros((1, 32, 32, 3), np.float32))
@@ -221,8 +221,8 @@ def test_space_to_depth_and_back():
 def test_a_pytorch_generator_becomes_a_model(name, tmp_path, capsys):
     arrays, weights, _ = golden(name)
     prefixed = {key.replace("model.", "model.model.", 1) if "unet" in name else key: value for key, value in weights.items()}
-    np.savez(tmp_path / "peer.npz", **prefixed, **{"model.9.num_batches_tracked": np.array(7)})
-    assert cli.main(["convert", str(tmp_path / "peer.npz"), "--out", str(tmp_path / "model")]) == 0
+    np.savez(tmp_path / "generator.npz", **prefixed, **{"model.9.num_batches_tracked": np.array(7)})
+    assert cli.main(["convert", str(tmp_path / "generator.npz"), "--out", str(tmp_path / "model")]) == 0
     assert json.loads((tmp_path / "model" / "model.json").read_text())["generator"]["network"] in capsys.readouterr().out
     image = arrays["in0"].transpose(0, 2, 3, 1)[0]
     output = retouch_array(load_model(tmp_path / "model"), image)

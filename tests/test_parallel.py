@@ -1,4 +1,4 @@
-"""However a step is spread, it is the same step: gradients and losses over devices, processes, parts, and both modes."""
+"""A step gives the same gradients and losses over any number of devices, processes and microbatches, and in both modes."""
 
 import functools
 import pickle
@@ -91,12 +91,12 @@ def test_batch_norm_of_each_device_is_the_same_in_both_modes(descent_config, mon
 
 
 @pytest.mark.parametrize("change", [{"accumulate": 4}, {"accumulate": 2, "devices": 2}, {"remat": "full"}, {"remat": "norms"}])
-def test_parts_and_rematerialisation_do_not_change_gradients_or_losses(descent_config, change, monkeypatch):
+def test_microbatches_and_rematerialisation_do_not_change_gradients_or_losses(descent_config, change, monkeypatch):
     plain = descended(descent_config, monkeypatch, 3)
     assert_same(descended(edited(descent_config, parallel=change), monkeypatch, 3), plain)
 
 
-def test_a_cut_optimizer_state_is_cut_and_changes_nothing(small_config):
+def test_a_sharded_optimizer_state_is_sharded_and_changes_no_parameter(small_config):
     config = edited(small_config, generator={"width": 16}, parallel={"devices": 8}, optim={"clip_norm": 1.0})
     cut = edited(config, parallel={"optimizer_state": "sharded"})
     states = []
@@ -119,7 +119,7 @@ def collectives(config):
 
 
 @pytest.mark.parametrize("blocks", [1, 5])
-def test_a_step_communicates_once_a_network_and_only_gradients(descent_config, blocks):
+def test_a_step_has_one_all_reduce_for_each_network(descent_config, blocks):
     config = edited(descent_config, generator={"blocks": blocks, "norm": "batch", "width": 16}, parallel={"devices": 8})
     config = edited(config, discriminator={"norm": "batch", "width": 16})
     found = collectives(config)
@@ -154,7 +154,7 @@ def test_full_rematerialisation_keeps_only_what_goes_into_a_block(descent_config
     assert residuals["full"] < residuals["norms"] < residuals["none"]
 
 
-def test_a_share_that_does_not_divide_into_parts_is_refused(small_config):
+def test_a_share_that_does_not_divide_into_microbatches_is_refused(small_config):
     with pytest.raises(Refused, match=r"--parallel\.accumulate 3"):
         Trainer(edited(small_config, parallel={"accumulate": 3}))
 

@@ -1,4 +1,4 @@
-"""Plans: XLA's figures where it can be asked, arithmetic that comes close where not; what does not fit is a result."""
+"""Plans: XLA's figures for TPUs, estimates close to them for GPUs. A step that does not fit is a result and not an error."""
 
 import dataclasses
 import importlib.util
@@ -41,7 +41,7 @@ def test_what_is_no_slice_is_refused(text):
         chips.read_slice(text)
 
 
-def test_the_roofline_is_the_slower_clock_and_then_the_network():
+def test_the_roofline_is_the_slower_of_computing_and_memory_plus_the_network():
     chip = chips.CHIPS["v5e"]
     alone = chips.roofline(chip, "bfloat16", flops=197e12, accessed=0.5 * 819e9, reduced=0, collectives=0, chips=1)
     assert (alone.compute, alone.memory, alone.communication, alone.step) == (1, 0.5, 0, 1)
@@ -50,7 +50,7 @@ def test_the_roofline_is_the_slower_clock_and_then_the_network():
     assert four.step == pytest.approx(1 + 1.5)
 
 
-def test_arithmetic_counts_the_flops_that_xla_counts(small_config):
+def test_the_estimate_counts_the_flops_that_xla_counts(small_config):
     config = edited(small_config, generator={"width": 16, "blocks": 3}, train={"batch": 2})
     networks, frozen = make_networks(config)
     mesh = devices.make_mesh(config.parallel, 2)
@@ -58,7 +58,7 @@ def test_arithmetic_counts_the_flops_that_xla_counts(small_config):
     assert gpu.estimate(config, 1)["flops"] == pytest.approx(xla, rel=0.15)
 
 
-def test_arithmetic_grows_with_the_batch_and_shrinks_with_what_is_computed_again(small_config):
+def test_the_estimated_memory_grows_with_the_batch_and_shrinks_with_rematerialisation(small_config):
     big = edited(small_config, generator={"width": 16, "blocks": 8}, data={"crop": 128})
 
     def peak(**groups) -> int:
@@ -70,7 +70,7 @@ def test_arithmetic_grows_with_the_batch_and_shrinks_with_what_is_computed_again
     assert peak(train={"precision": "bfloat16"}) < 0.8 * peak()
 
 
-def test_gpus_are_planned_by_arithmetic_and_it_says_so(capsys, tmp_path):
+def test_a_plan_for_gpus_is_an_estimate_and_says_so(capsys, tmp_path):
     path = tmp_path / "plan.json"
     assert cli.main(["plan", "configs/retouch.py", "--topology", "h100:16", "--train.batch", "32", "--json", str(path)]) == 0
     said = capsys.readouterr().out
@@ -215,7 +215,7 @@ def test_a_slice_that_libtpu_does_not_know_is_refused(small_config):
         plan.analyse(config, chips.read_slice("v5e:2x3"))
 
 
-def test_the_step_that_needs_too_much_is_told_from_the_compilers_words(small_config, monkeypatch):
+def test_the_memory_needed_is_read_from_the_compilers_error(small_config, monkeypatch):
     class Lowered:
         def compile(self):
             raise jax.errors.JaxRuntimeError(

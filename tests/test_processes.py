@@ -100,7 +100,7 @@ def test_two_processes_are_one_run(spread_config, tmp_path, mode):
     both = Run(edited(spread_config, parallel={"mode": mode}), together).end()
     assert [status for status, _, _ in both] == [0, 0], both
     assert "done, 6 steps" in both[0][1]
-    assert "done" not in both[1][1]  # only the first process talks
+    assert "done" not in both[1][1]  # only the first process prints
     np.testing.assert_allclose(losses(together), losses(alone), rtol=1e-5)
     assert {path.name for path in together.iterdir()} == {path.name for path in alone.iterdir()}
 
@@ -118,7 +118,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step_and_one_process_goes
     assert loop.run(again, tmp_path / "run") == 0
     whole = tmp_path / "whole"
     assert loop.run(edited(long, train={"steps": last + 2}), whole) == 0
-    # A line holds the step before its own, except where a run has only just begun.
+    # A line holds the metrics of the step before its own. Only the first line after a start holds those of its own step.
     assert losses(tmp_path / "run")[-1] == pytest.approx(losses(whole)[-1], rel=1e-5)
 
 
@@ -164,30 +164,30 @@ def test_the_doctor_looks_at_two_processes_at_once(tmp_path):
     assert "processes" not in ends[1][1]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_lost_process_is_named_within_the_timeout(spread_config, tmp_path, victim):
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_process_is_named_within_the_timeout(spread_config, tmp_path, lost):
     run = Run(edited(spread_config, train={"steps": 100_000, "checkpoint_every": 4}), tmp_path / "run")
     run.wait_for(tmp_path / "run" / "checkpoints" / "4")
-    run.members[victim].kill()
+    run.members[lost].kill()
     killed = time.monotonic()
     ends = run.end()
     assert time.monotonic() - killed < 25  # parallel.timeout, and the time to say so
-    status, _, errors = ends[1 - victim]
+    status, _, errors = ends[1 - lost]
     assert status == 75, errors
     message = errors.strip().splitlines()[-1]
-    assert f"process {victim}" in message
+    assert f"process {lost}" in message
     assert "the same command goes on from the last checkpoint" in message
 
 
 def test_what_one_process_refuses_ends_the_others_with_its_reason_and_status(spread_config, module_pairs, tmp_path):
-    """One host does not see the data: none is started again for that."""
+    """One host does not see the data. Status 2 tells the launchers not to start again."""
     program = RUN.replace("import pickle, sys", "import os, pickle, sys\nos.chdir(os.environ['JAX_PROCESS_ID'])")
     for number, target in enumerate((spread_config.data.root, tmp_path / "nothing")):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "faces").symlink_to(target)
     config = edited(spread_config, data={"root": "faces"})
     ends = Run(config, tmp_path / "run", program=program, cwd=tmp_path).end()
-    assert [status for status, _, _ in ends] == [2, 1], ends  # the second by an exception that only the command line words
+    assert [status for status, _, _ in ends] == [2, 1], ends  # 1: only the command line turns Refused into 2
     assert "process 1 has stopped: Refused" in ends[0][2]
     assert not (tmp_path / "run").exists()
 
@@ -221,7 +221,7 @@ processes.start(ParallelConfig(timeout=3))
         ),
     ],
 )
-def test_what_the_environment_says(monkeypatch, environment, expected):
+def test_the_processes_are_found_from_the_environment(monkeypatch, environment, expected):
     for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES", "JAX_NUM_PROCESSES"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -261,7 +261,7 @@ def test_what_is_no_time_is_refused(text):
         parse_duration(text)
 
 
-def test_the_time_given_ends_a_run_with_a_checkpoint(small_config, tmp_path):
+def test_max_time_ends_a_run_with_a_checkpoint(small_config, tmp_path):
     stop = StopRequest(max_seconds=1e-3)
     time.sleep(0.01)
     assert loop.run(small_config, tmp_path / "run", stop) == 75

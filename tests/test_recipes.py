@@ -1,4 +1,4 @@
-"""Every config trains: small variants of each, from the command line to one table with all of them side by side."""
+"""The configs for pairs train: small variants of each, from the command line to one table of all of them."""
 
 import dataclasses
 import json
@@ -55,7 +55,7 @@ def runs(tmp_path_factory, module_pairs) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", list(SMALL))
-def test_its_loss_falls(runs, name):
+def test_the_loss_falls(runs, name):
     lines = [json.loads(line) for line in (runs[name] / "metrics.jsonl").read_text().splitlines()]
     term = {"pix2pixhd": "loss/perceptual"}.get(name, "loss/pixel")
     assert lines[-1][term] < lines[0][term]
@@ -83,7 +83,7 @@ def test_one_table_with_all_of_them(runs, module_pairs, tmp_path, capsys):
     assert result["images"][0]["models"]["autoretouch"]["edit_recovered"] is not None
 
 
-def test_the_local_enhancer_starts_from_a_global_generator_that_stands_still_at_first(runs, module_pairs, tmp_path):
+def test_the_local_enhancer_starts_from_a_global_generator_that_is_frozen_at_first(runs, module_pairs, tmp_path):
     small = ["--generator.width", "2", "--generator.downs", "2", "--generator.global-blocks", "1", "--data.crop", "48"]
     arguments = [*small, "--generator.local-blocks", "1", "--discriminator.scales", "2", *SMALL["pix2pixhd"][8:]]
     data = ["--data.source", str(module_pairs[0]), "--data.target", str(module_pairs[1]), "--train.batch", "1"]

@@ -1,4 +1,4 @@
-"""Records: every pair comes back bit by bit, whole and by crop; what is interrupted ends in the same bytes; damage is named."""
+"""Records are lossless, whole and by crop. An interrupted preparation ends in the same bytes, and damage is named."""
 
 import json
 import os
@@ -320,7 +320,7 @@ def test_an_epoch_covers_everything_once_however_many_processes(tmp_path, small_
     assert orders[0] == orders[1]
 
 
-def test_an_audits_weights_leave_out_and_weigh_down(module_pairs, small_config, tmp_path):
+def test_an_audits_weights_leave_out_and_down_weight_pairs(module_pairs, small_config, tmp_path):
     weights = {"nested/face0": {"weight": 0.0}, "nested/face1": {"weight": 0.25}}
     (tmp_path / "audit.json").write_text(json.dumps({"pairs": weights}))
     data = {"root": None, "source": str(module_pairs[0]), "target": str(module_pairs[1]), "audit": str(tmp_path / "audit.json")}

@@ -1,4 +1,4 @@
-"""Resume is resume: bitwise, after a clean stop, a signal, or kill −9 at any moment."""
+"""A resumed run ends bitwise like an undisturbed one, after a clean stop, a signal, or kill −9 at any moment."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_a_finished_run_says_so_and_changes_nothing(small_config, undisturbed, c
     assert (undisturbed / "metrics.jsonl").read_text() == before
 
 
-def test_what_a_run_leaves(undisturbed):
+def test_the_files_of_a_run(undisturbed):
     assert {path.name for path in undisturbed.iterdir()} == {"config.json", "metrics.jsonl", "checkpoints", "samples", "model"}
     record = json.loads((undisturbed / "metrics.jsonl").read_text().splitlines()[-1])
     assert record["step"] == 6
@@ -115,7 +115,7 @@ def test_a_signal_saves_and_stops(small_config, tmp_path, undisturbed, monkeypat
     assert_same_run(small_config, undisturbed, tmp_path / "stopped")
 
 
-def test_bad_input_in_the_middle_keeps_what_was_learned(small_config, tmp_path, undisturbed, monkeypatch):
+def test_bad_input_in_the_middle_of_a_run_saves_a_checkpoint(small_config, tmp_path, undisturbed, monkeypatch):
     real = loop.Trainer.put
     calls = []
 

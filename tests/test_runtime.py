@@ -143,7 +143,7 @@ def report(service: Service, process: int, seconds_ago: float) -> None:
     service.values[f"autoretouch/alive/{process}"] = json.dumps(life)
 
 
-def test_nobody_is_looked_at_while_steps_are_made(watched):
+def test_no_process_is_checked_while_steps_are_made(watched):
     one, _ = watched
     one._end_if_lost(waited=1.0)
 

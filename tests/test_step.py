@@ -1,4 +1,4 @@
-"""The step: one forward, the right order, exact costs, the same numbers however it is spread."""
+"""The step: one forward pass, the order of the updates, its FLOPs, its terms, and one trace."""
 
 import functools
 
@@ -51,11 +51,11 @@ def test_the_generator_learns_through_the_updated_discriminator(small_config):
     after, _ = trainer.step(trainer.init(), trainer.put(batch()), None)
     source = to_float(jnp.asarray(batch()["source"]))
 
-    def loss(params, judge):
+    def loss(params, discriminator):
         fake, _ = networks.generator.apply(
             {"params": params, "batch_stats": before.generator.batch_stats}, source, train=True, mutable=["batch_stats"]
         )
-        variables = {"params": judge.params, "batch_stats": judge.batch_stats}
+        variables = {"params": discriminator.params, "batch_stats": discriminator.batch_stats}
         logits, _ = networks.discriminator.apply(variables, source, fake, train=True, mutable=["batch_stats"])
         return config.loss.adversarial_weight * losses.adversarial("lsgan", [[logits]]).mean()
 
@@ -114,7 +114,7 @@ def test_one_forward_costs_at_most_085_of_two(small_config):
             fake, moved = networks.generator.apply(variables, source, train=True, mutable=["batch_stats"])
             return fake, moved["batch_stats"]
 
-        def judge(params, stats, image):
+        def discriminate(params, stats, image):
             variables = {"params": params, "batch_stats": stats}
             logits, moved = networks.discriminator.apply(variables, source, image, train=True, mutable=["batch_stats"])
             return logits, moved["batch_stats"]
@@ -122,13 +122,13 @@ def test_one_forward_costs_at_most_085_of_two(small_config):
         def d_loss(params):
             # The barrier keeps XLA from sharing this forward with the generator's.
             fake = jax.lax.optimization_barrier(generate(state.generator.params)[0])
-            real_logits, stats = judge(params, state.discriminator.batch_stats, target)
-            fake_logits, stats = judge(params, stats, fake)
+            real_logits, stats = discriminate(params, state.discriminator.batch_stats, target)
+            fake_logits, stats = discriminate(params, stats, fake)
             return losses.discriminator("lsgan", [[real_logits]], [[fake_logits]]).mean(), stats
 
         def g_loss(params, discriminator):
             fake, stats = generate(params)
-            logits, _ = judge(discriminator.params, discriminator.batch_stats, fake)
+            logits, _ = discriminate(discriminator.params, discriminator.batch_stats, fake)
             features = [networks.vgg.apply({"params": frozen}, image) for image in (fake, target)]
             pixel = losses.pixel("l1", fake, target, source, 1.0)
             return (pixel + losses.adversarial("lsgan", [[logits]]) + losses.perceptual(*features)).mean(), stats

@@ -1,4 +1,4 @@
-"""Object storage, against local servers that speak the protocols: a run lives in a bucket as it does in a folder."""
+"""Object storage, against local servers of both protocols: a run in a bucket works like a run in a folder."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""A sweep: every trial once, whatever is killed; a table, a plot, and a config that trains."""
+"""A sweep makes every trial exactly once, whichever worker is killed, and ends in a table, a plot, and a config that trains."""
 
 import csv
 import json
@@ -126,15 +126,15 @@ def test_a_left_trial_is_taken_over_and_a_running_one_is_not(tmp_path):
     folder = lambda number: tmp_path / f"{number}"  # noqa: E731
     trial, lock = study.take_new(one, space, "random", 0, [], 2, folder)
     assert study.any_running(one)
-    assert study.take_left(one, folder) is None, "its worker lives"
+    assert study.take_abandoned(one, folder) is None, "its worker lives"
     value = trial_values(trial, space)
     lock.close()  # as the kernel does when the worker dies
-    taken, lock = study.take_left(one, folder)
+    taken, lock = study.take_abandoned(one, folder)
     assert taken.number == trial.number
     assert trial_values(taken, space) == value, "drawn once"
     one.tell(taken, 1.0)
     lock.close()
-    assert study.take_left(one, folder) is None
+    assert study.take_abandoned(one, folder) is None
     assert study.take_new(one, space, "random", 0, [], 1, folder) is None, "there are as many as were asked for"
 
 

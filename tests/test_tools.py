@@ -1,4 +1,4 @@
-"""The small verbs: the doctor reports and never dies, the benchmark measures what is there."""
+"""The small verbs: `doctor` reports every fault and runs to its end, `bench data` measures the given pairs."""
 
 import json
 
@@ -17,7 +17,7 @@ def lines(capsys) -> dict[str, list[tuple[str, str]]]:
     return found
 
 
-def test_the_doctor_looks_at_everything(tmp_path, monkeypatch, capsys):
+def test_the_doctor_runs_every_check(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("AUTORETOUCH_CACHE", str(tmp_path / "cache"))
     assert cli.main(["doctor", "--workdir", str(tmp_path / "work")]) == 0
     found = lines(capsys)

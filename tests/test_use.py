@@ -1,4 +1,4 @@
-"""What is done with a trained model: load, retouch any size, evaluate honestly; and the demo from end to end."""
+"""A trained model in use: it is loaded, evaluated, and retouches photographs of any size; and the demo from end to end."""
 
 import dataclasses
 import json

@@ -1,1 +1,1 @@
-"""`autoretouch data audit`: what is wrong with a folder of pairs, before time is spent on training."""
+"""`autoretouch data audit`: finds faults in folders of pairs before time is spent on training."""

@@ -1,4 +1,4 @@
-"""The audit of a folder of pairs, from the files to a page, a JSON file and a summary.
+"""Audits folders of pairs, and writes a page, a JSON file and a summary.
 
 Each pair gets a weight and reasons. `--data.audit FILE` makes training leave out or down-weight flagged pairs.
 """
@@ -29,11 +29,11 @@ SPLITS = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "dev": "validation", "test": "test", "testing": "test", "eval": "test", "heldout": "test", "held_out": "test",
 }  # fmt: skip
-ALIKE = 0.995  # correlation of thumbnails from which they are compared in detail
+ALIKE = 0.995  # correlation of thumbnails above which they are compared in detail
 SAME = 4.0  # mean difference of thumbnails, in levels, below which two files show the same photograph
-INCOMPARABLE = {"size", "shifted", "lossy_target", "tone"}  # reasons for which a pair says nothing about labels
+INCOMPARABLE = {"size", "shifted", "lossy_target", "tone"}  # reasons that hide which spots the retoucher removed
 BLOCK = 1024  # thumbnails compared with all others at a time
-FEWEST_FOR_PROCESSES = 64  # pairs from which starting worker processes pays
+FEWEST_FOR_PROCESSES = 64  # number of pairs from which worker processes are worth their start
 
 PairPaths = dict[str, tuple[Path, Path]]
 
@@ -84,11 +84,11 @@ def _pair(source: Path, target: Path) -> tuple[PairPaths, list[UnpairedFile]]:
 
 
 def _check_all(pairs: PairPaths, workers: int) -> dict[str, CheckedPair]:
-    """Checks every pair by itself, on all cores."""
+    """Checks every pair by itself, in threads or, for many pairs, in `workers` processes (0: one per core)."""
     jobs = [(name, *paths) for name, paths in pairs.items()]
     progress = {"total": len(jobs), "desc": "checking", "unit": "pair", "dynamic_ncols": True, "disable": None}
     if workers == 1 or len(jobs) < FEWEST_FOR_PROCESSES:
-        # Pillow and NumPy release the interpreter, so threads will do where processes take longer to start.
+        # Pillow and NumPy release the GIL, so threads are enough for few pairs. Processes would take longer to start.
         with concurrent.futures.ThreadPoolExecutor(workers or 2) as pool:
             return {checked.name: checked for checked in tqdm(pool.map(_check, jobs), **progress)}
     context = multiprocessing.get_context("spawn")  # a forked JAX can hang
@@ -104,7 +104,7 @@ def _check(job: tuple[str, Path, Path]) -> CheckedPair:
 
 
 def _explain_renamed(unpaired: Sequence[UnpairedFile]) -> list[UnpairedFile]:
-    """Adds to the message of a file without a partner which file on the other side shows the same photograph."""
+    """Names, in the message of a file without a partner, the file on the other side that shows the same photograph."""
     single = [item for item in unpaired if item.code == "unpaired"]
     sides = [[item for item in single if item.message == f"only in {role}"] for role in ("source", "target")]
     thumbnails = [[_thumbnail(Path(item.file)) for item in side] for side in sides]
@@ -148,13 +148,13 @@ def split_of(name: str) -> str:
 
 
 def _flag_copies(checked: Sequence[CheckedPair]) -> None:
-    """Flags pairs that show the same photograph: across splits always, within a split only exact copies."""
+    """Flags pairs that show the same photograph in two splits, and exact copies. Other pairs that look alike get a note."""
     seen = [pair for pair in checked if pair.thumbnail is not None]
     for first, second in _alike([pair.thumbnail for pair in seen if pair.thumbnail is not None]):
         a, b = seen[first], seen[second]
         splits = split_of(a.name), split_of(b.name)
         if splits[0] != splits[1] and all(splits):
-            # The pair to train on stays: what is flagged is the one that would be measured on.
+            # The pair to train on stays. The one to measure on is flagged.
             copy, kept = (a, b) if splits[1] == "train" else (b, a)
             copy.flag("leak", f"shows the same photo as {kept.name} of the split {split_of(kept.name)}")
             kept.flag("leaked", f"shows the same photo as {copy.name} of the split {split_of(copy.name)}", NOTE)
@@ -192,8 +192,8 @@ def _flag_inconsistent(checked: dict[str, CheckedPair], pairs: PairPaths) -> dic
     findings = labels.find(comparable, lambda name: (read_rgb(pairs[name][0]), read_rgb(pairs[name][1])))
     if not findings:
         print(
-            f"spots that were left: not looked for, which takes {labels.FEWEST_PAIRS} comparable pairs; "
-            f"there are {len(comparable)}"
+            f"spots that were left were not looked for: that needs {labels.FEWEST_PAIRS} comparable pairs, "
+            f"and there are {len(comparable)}"
         )
     for name, finding in findings.items():
         checked[name].measures["left_share"] = finding["score"]
@@ -220,13 +220,13 @@ def _result(
     for name, pair in checked.items():
         weight = pair.weight
         if any(reason.code == "inconsistent" for reason in pair.reasons):
-            # The more was left, the more the pair would teach to leave.
+            # The more spots a pair left, the more it would teach the network to leave them.
             weight = min(weight, round(1 - pair.measures["left_share"], 3))
         reasons = [dataclasses.asdict(reason) for reason in pair.reasons]
         measures = {key: round(float(value), 5) for key, value in pair.measures.items()}
         pairs[name] = {"weight": weight, "flagged": pair.flagged, "reasons": reasons, "measures": measures}
         if name in spots:
-            pairs[name]["spots"] = [[round(float(value), 1) for value in spot] for spot in spots[name]["spots"]]
+            pairs[name]["spots"] = [[round(float(value), 1) for value in spot] for spot in spots[name]["left_spots"]]
     counts = Counter(code for pair in pairs.values() for code in {r["code"] for r in pair["reasons"] if r["severity"] != NOTE})
     counts += Counter(item.code for item in unpaired)
     return {

@@ -1,4 +1,4 @@
-"""What can be wrong with one pair of files, whatever the others are. Sizes are pixels, differences are 8-bit levels."""
+"""Checks one pair of files, whatever the others are. Sizes are pixels, differences are 8-bit levels."""
 
 import hashlib
 import io
@@ -14,7 +14,7 @@ from autoretouch_jax.data.images import read_header, read_rgb
 from autoretouch_jax.errors import BadInput
 
 ERROR, WARNING, NOTE = "error", "warning", "note"  # a note does not flag a pair
-# How much a pair that is flagged for a reason counts in training.
+# The weight in training of a pair that is flagged for a reason. The weight of "inconsistent" comes from audit.py.
 WEIGHTS = {
     "unreadable": 0.0, "bit_depth": 0.0, "transparent": 0.0, "size": 0.0, "shifted": 0.0, "lossy_target": 0.0, "no_edit": 0.0,
     "duplicate": 0.0, "leak": 0.0, "profile": 0.5, "channels": 0.5, "tone": 0.25, "too_much": 0.5,
@@ -23,14 +23,14 @@ LOSSY = ("JPEG", "MPO")
 SHIFT = 0.25  # pixels; smaller shifts are not flagged
 SHIFT_GAIN = 0.7  # aligning must bring the median difference below this share; most pixels are not part of an edit
 SHIFT_SIDE = 512  # side of the middle of the image in which a shift is measured
-TONE = 2.0  # levels by which a shift of tone moves a part of the brightness range
-TONE_BINS, BIN_SHARE = 8, 0.02  # parts of the brightness range, and the share of the pixels that one must hold to count
+TONE = 2.0  # levels from which a part of the brightness range counts as moved
+TONE_BINS, BIN_SHARE = 8, 0.02  # parts of the brightness range, and the share of the pixels that a part needs to count
 TOGETHER = 4  # levels by which pixels of one brightness may differ from their median change
 EVERYWHERE = 0.25  # share of changed pixels from which a re-encoding is suspected
-SMALL, MOSTLY = 8, 0.8  # a re-encoding changes this share of the changed pixels by at most so many levels
-BLOCKS = 1.06  # ratio of the change's roughness across the borders of 8×8 blocks to that inside them, for JPEG
-COVERED = 0.9  # share of 32×32 squares that a re-encoding changes
-TOO_MUCH, VISIBLE = 0.5, 8  # share of the pixels that change by so many levels, from which a pair is no retouch
+SMALL, MOSTLY = 8, 0.8  # a re-encoding moves pixels by at most so many levels, for at least this share of the changed ones
+BLOCKS = 1.06  # roughness of the change across the borders of 8×8 blocks, relative to inside them, above which it is a JPEG's
+COVERED = 0.9  # share of the 32×32 squares above which a change is everywhere; a square counts when over half of it changes
+TOO_MUCH, VISIBLE = 0.5, 8  # a pair is no retouch when more than this share of its pixels changes by so many levels or more
 THUMBNAIL = 64  # side in pixels
 
 
@@ -59,7 +59,7 @@ class CheckedPair:
 
     @property
     def flagged(self) -> bool:
-        """Whether anything is wrong."""
+        """Whether any reason is more than a note."""
         return any(reason.severity != NOTE for reason in self.reasons)
 
     @property
@@ -69,7 +69,7 @@ class CheckedPair:
 
 
 def check_pair(name: str, source: Path, target: Path) -> CheckedPair:
-    """Checks all that two files tell by themselves."""
+    """Checks everything that two files show by themselves."""
     pair = CheckedPair(name)
     files = {"source": source, "target": target}
     for role, path in files.items():
@@ -116,12 +116,12 @@ def _check_files(pair: CheckedPair, source: Path, target: Path) -> None:
     if modes[0] != modes[1]:
         pair.flag("channels", f"source has channels {modes[0]}, target {modes[1]}", WARNING)
     if kind in LOSSY:
-        severity = ERROR if lossless_source else WARNING  # where both are lossy, nobody has better ones
+        severity = ERROR if lossless_source else WARNING  # where both are lossy, there may be no better files
         pair.flag("lossy_target", f"target is a {kind} file: its losses are as large as a retouch; export PNG", severity)
 
 
 def _profile(image: Image.Image) -> str:
-    """The profile's name. sRGB counts as none, which means the same."""
+    """The profile's name. sRGB counts as none, because an image without a profile is taken for sRGB."""
     data = image.info.get("icc_profile")
     if not data:
         return ""
@@ -160,8 +160,8 @@ def _check_pixels(pair: CheckedPair, source: np.ndarray, target: np.ndarray) -> 
 def _shift(source: np.ndarray, target: np.ndarray) -> tuple[float, float] | None:
     """Returns the rows and columns by which the target is shifted, or None.
 
-    By sub-pixel phase correlation of the brightness in the middle of the image. A shift counts only where undoing it makes the
-    images clearly more alike.
+    The shift is measured by sub-pixel cross-correlation of the brightness in the middle of the image. It counts only if undoing
+    it makes the images clearly more alike.
     """
     height, width = source.shape[:2]
     side = min(SHIFT_SIDE, height, width)
@@ -190,7 +190,7 @@ def _ramp(side: int, shift: np.ndarray) -> np.ndarray:
 
 
 def _tone(source: np.ndarray, difference: np.ndarray) -> float | None:
-    """Returns the levels by which a large part of the brightness range moves, or None."""
+    """Returns the largest move, in levels, of a part of the brightness range, or None where few parts move evenly."""
     step = max(1, int(np.sqrt(source.shape[0] * source.shape[1] / 1e5)))
     values, moves = source[::step, ::step].reshape(-1, 3), difference[::step, ::step].reshape(-1, 3)
     moved, close = [], []
@@ -202,7 +202,7 @@ def _tone(source: np.ndarray, difference: np.ndarray) -> float | None:
                 median = float(np.median(inside))
                 moved.append(abs(median))
                 close.append(np.mean(np.abs(inside - median) <= TOGETHER))
-    together = moved and np.mean(close) > 0.5  # in another picture the pixels move too, but not alike
+    together = moved and np.mean(close) > 0.5  # in a different picture the pixels change too, but not evenly
     return max(moved) if together and np.mean(np.array(moved) >= TONE) >= 0.3 else None
 
 

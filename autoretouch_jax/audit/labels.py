@@ -1,8 +1,8 @@
 """Inconsistent labels: spots left in a target although spots of their kind are removed elsewhere.
 
-A small network learns from all pairs at once where an edit belongs: from sources, where the target differs, and from targets,
-where nothing is to be edited. What it still would edit in a *target* is a spot that the retouchers of other pairs remove. The
-network is too small to memorise what a single pair left, and because it sees every face it learns which marks belong to a face.
+A small network learns from many pairs at once where an edit belongs: in sources, where the target differs, and in targets,
+nowhere. A spot that it would still edit in a *target* is one that the retouchers of other pairs remove. The network is too
+small to memorise the spots that a single pair left, and because it sees many faces it learns which marks belong to a face.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from autoretouch_jax.models.layers import space_to_depth
 from autoretouch_jax.models.pixels import to_float
 
 FEWEST_PAIRS = 12  # fewer pairs do not show what is usually removed
-MOST_LEARNED = 300  # pairs that are learned from
+MOST_LEARNED = 300  # the most pairs that the network learns from
 CROP, CROPS_PER_PAIR, BATCH, STEPS = 96, 10, 16, 600
 LEARNING_RATE, BIAS_LEARNING_RATE = 0.03, 5e-3  # of Muon for kernels, and of Adam for the rest; Adam alone is half as good
 EDIT_WEIGHT = 5.0  # how many times an edited pixel counts in the loss, because there are few of them
@@ -32,7 +32,7 @@ THRESHOLD = 0.5  # probability above which a pixel belongs to a spot
 SMALLEST = 3  # pixels, at half resolution, that make a spot
 POWER = 6  # of a spot's probability in the count of spots, so that two doubtful ones count less than a sure one
 PRIOR = 0.5  # spots added to the count, so that a single one says little
-INCONSISTENT = 0.3  # share of left spots from which a pair is flagged; benchmarks/README.md says what it was fixed on
+INCONSISTENT = 0.3  # share of left spots from which a pair is flagged; benchmarks/README.md says how it was chosen
 
 Pair = tuple[np.ndarray, np.ndarray]  # source and target, uint8[h, w, 3]
 
@@ -47,32 +47,32 @@ class Spot(NamedTuple):
 
 
 class Finding(TypedDict):
-    """What was found in a pair: the share of its spots that were left, how many were left and removed, and the left ones."""
+    """The result for a pair: the share of its spots that were left, how many were left and removed, and the left ones."""
 
     score: float
     left: int
     removed: int
-    spots: list[tuple[float, float, float]]  # row, column, radius
+    left_spots: list[tuple[float, float, float]]  # row, column, radius
 
 
 class SpotDetector(nn.Module):
-    """`float32[N, H, W, 3]` in [-1, 1] → logits `[N, H/2, W/2]`: would a retoucher edit here? It sees 51 pixels."""
+    """`float32[N, H, W, 3]` in [-1, 1] → logits `[N, H/2, W/2]` of an edit. The receptive field is 48 pixels."""
 
     @nn.compact
     def __call__(self, image: jax.Array) -> jax.Array:
         """See the class."""
         surroundings = jnp.pad(image, ((0, 0), (7, 7), (7, 7), (0, 0)), mode="edge")
-        # The difference to the surroundings, because a spot is a contrast, whatever the complexion.
+        # The difference from the surroundings, because a spot is a contrast, whatever the complexion.
         contrast = 4 * (image - nn.avg_pool(surroundings, (15, 15), padding="VALID"))
         x = space_to_depth(contrast)
         for dilation in (1, 1, 2, 4):
             x = nn.relu(nn.Conv(WIDTH, (3, 3), kernel_dilation=dilation)(x))
-        # The bias starts where hardly any pixel is edited.
+        # The bias starts at a probability of 5 %, because hardly any pixel is edited.
         return nn.Conv(1, (1, 1), bias_init=nn.initializers.constant(-3.0))(x)[..., 0]
 
 
 def find(names: Sequence[str], read: Callable[[str], Pair]) -> dict[str, Finding]:
-    """Returns, for each pair, the share of its spots that were left, and where they are. With too few pairs, nothing.
+    """Returns, for each pair, the share of its spots that were left, and where they are. It is empty for too few pairs.
 
     `read(name)` returns a pair's source and target.
     """
@@ -83,7 +83,7 @@ def find(names: Sequence[str], read: Callable[[str], Pair]) -> dict[str, Finding
     spots: dict[str, tuple[list[Spot], list[Spot]]] = {}
     for name in tqdm(names, desc="looking for spots that were left", unit="pair", disable=None):
         spots[name] = _removed_and_left(params, *read(name))
-    # Skin has marks that nobody removes. What is left in the median pair is subtracted from every pair.
+    # Skin has marks that nobody removes. The count of the median pair is subtracted from that of every pair.
     usual = float(np.median([_count(left) for _, left in spots.values()]))
     return {name: _finding(removed, left, usual) for name, (removed, left) in spots.items()}
 
@@ -100,7 +100,7 @@ def _finding(removed: Sequence[Spot], left: Sequence[Spot], usual: float) -> Fin
         "score": unusual / (unusual + _count(removed) + PRIOR),
         "left": len(sure),
         "removed": sum(spot.probability > 0.5 for spot in removed),
-        "spots": sure,
+        "left_spots": sure,
     }
 
 
@@ -199,7 +199,7 @@ def _detect(params: Any, image: np.ndarray) -> list[Spot]:
         row, column = (2 * centre + 0.5 for centre in region.centroid)  # from half resolution to pixels
         radius = max(2.0, float(np.sqrt(4 * region.area / np.pi)))
         peak = float(region.intensity_max)
-        # The loss counts edited pixels several times, which inflates the probability: take that back.
+        # The loss weights edited pixels higher, which inflates the probability. This undoes it.
         spots.append(Spot(row, column, radius, peak / (peak + EDIT_WEIGHT * (1 - peak))))
     return spots
 
@@ -226,6 +226,6 @@ def _probability_map(params: Any, image: np.ndarray) -> np.ndarray:
 
 
 def _pad_to(image: np.ndarray, side: int) -> np.ndarray:
-    """Mirrors an image that is smaller than the crop."""
+    """Mirrors an image at the bottom and right where it is smaller than `side`."""
     missing = [max(0, side - size) for size in image.shape[:2]]
     return np.pad(image, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric") if any(missing) else image

@@ -1,4 +1,4 @@
-"""Values only: what a run is made of. A config file needs nothing but `from autoretouch_jax.config import …`."""
+"""The values that describe a run. A config file imports nothing but `from autoretouch_jax.config import …`."""
 
 from autoretouch_jax.config.loading import load
 from autoretouch_jax.config.networks import (
@@ -22,7 +22,7 @@ from autoretouch_jax.config.schema import (
     TrainConfig,
 )
 
-# What `from autoretouch_jax.config import *` gives a config file.
+# The names that `from autoretouch_jax.config import *` gives to a config file.
 __all__ = [
     "AutoRetouch",
     "AutoRetouchPatchGAN",

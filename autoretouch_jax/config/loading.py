@@ -1,4 +1,4 @@
-"""From a config file and the command line to a `Config`."""
+"""Makes a `Config` from a config file and the command line."""
 
 import dataclasses
 import re
@@ -36,7 +36,7 @@ def find(path: str | Path) -> Path:
 
     Any other path is taken literally: a mistyped `experiments/retouch.py` must not train the shipped `retouch.py`.
     """
-    # A file that exists is always the one that is meant, whatever its name.
+    # A file that exists takes precedence over a shipped config of the same name.
     path = Path(path)
     if path.is_file():
         return path
@@ -50,7 +50,7 @@ def find(path: str | Path) -> Path:
 
 
 def load(path: str | Path) -> Config:
-    """Runs the config file and returns its `config`. Raises Refused, naming the file, when that is not a `Config`."""
+    """Runs the config file and returns its `config`. Raises Refused, naming the file, when it fails or defines no `Config`."""
     path = find(path)
     try:
         config = runpy.run_path(str(path)).get("config")
@@ -104,7 +104,7 @@ def _with_value(config: Any, groups: list[str], name: str, value: Any) -> Any:
 def resolve(config: Config) -> Config:
     """Makes every path absolute, so that the same run can be resumed from any folder."""
     # Object storage has no working directory; `absolute` leaves its paths alone.
-    paths = ["data.root", "data.source", "data.target", "data.records", "data.tfds", "data.audit", "train.start_from"]
+    paths = [f"data.{key}" for form in DATA_FORMS for key in form] + ["data.audit", "train.start_from"]
     if config.loss.vgg_weights not in ("download", "random"):
         paths.append("loss.vgg_weights")
     flat = flatten(config)

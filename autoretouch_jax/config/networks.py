@@ -1,9 +1,9 @@
-"""What a network is: one frozen dataclass for each generator and discriminator.
+"""Descriptions of the networks: one frozen dataclass for each generator and discriminator.
 
 The field `network` names the class in `config.json` and `model.json`. A config file chooses the class; the command line
 changes its fields: `--generator.width 32`. Nothing here computes; the modules are in `models/`.
 
-Every generator's description also answers what applying it to a photograph needs:
+Every generator's description also says what is needed to apply it to a photograph:
 
 * `grid`: the sides of an image must be multiples of it, in pixels.
 * `receptive_radius`: how far, in pixels, an output pixel sees. It is an upper bound and a multiple of `grid`, so that tiles cut
@@ -36,7 +36,7 @@ class AutoRetouch:
     blocks: int = 15
     """Residual blocks at half resolution."""
     norm: Literal["batch", "none"] = "batch"
-    """`batch` is the paper's. `none` behaves the same in training and in use, and shifts no colours."""
+    """`batch` is the paper's. `none` behaves the same in training and in inference, and shifts no colours."""
     head: Literal["tanh", "residual"] = "tanh"
     """`tanh` is the paper's. `residual` adds a zero-initialised delta to the input, so that training starts at the identity."""
     dead_zone: int = 0
@@ -55,7 +55,7 @@ class AutoRetouch:
     def receptive_radius(self) -> int:
         """Counted along the network, in pixels of the input."""
         stem, head = 3, 1  # 7×7 and 3×3 at full resolution
-        down = 1 + 1  # the stride-2 convolution, and one pixel because it sits on every second one
+        down = 1 + 1  # the stride-2 convolution, and one pixel because it is applied at every second pixel
         blocks = 4 * self.blocks  # two 3×3 convolutions at half resolution each
         up = 2 + 1  # a 3×3 convolution at half resolution, and one pixel for the upsampling's grid
         return _round_up(stem + down + blocks + up + head, self.grid)
@@ -63,13 +63,13 @@ class AutoRetouch:
 
 @dataclass(frozen=True)
 class Retouch:
-    """Our own generator: it edits the untouched input where a predicted mask says so. It has no norm layers."""
+    """Our own generator, without norm layers: it predicts an edit, which it adds to the input, and a mask of where to edit."""
 
     network: Literal["retouch"] = "retouch"
     width: int = 48
-    """Channels at half resolution. Each level below has twice as many, up to `widest` times."""
+    """Channels at half resolution. Each level below has twice as many, up to `widest` × `width`."""
     widest: int = 4
-    """How many times `width` the widest levels have."""
+    """The largest number of channels of any level, as a multiple of `width`."""
     levels: int = 4
     """Number of resolutions: 1/2, 1/4, … of the image."""
     blocks: int = 2
@@ -180,7 +180,7 @@ class Pix2PixHDLocal:
 
 @dataclass(frozen=True)
 class AutoRetouchPatchGAN:
-    """The discriminator of AutoRetouch's reference implementation: four strides, a receptive field of 94 pixels."""
+    """The discriminator of AutoRetouch's reference implementation: four stride-2 convolutions, receptive field of 94 pixels."""
 
     network: Literal["autoretouch_patchgan"] = "autoretouch_patchgan"
     width: int = 64
@@ -196,12 +196,12 @@ class PatchGAN:
 
     network: Literal["patchgan"] = "patchgan"
     width: int = 64
-    """Channels of the first layer. They double up to eight times."""
+    """Channels of the first layer. Each layer doubles them, up to eight times this number."""
     layers: int = 3
     """Stride-2 convolutions: 3 gives the receptive field of 70 pixels."""
     norm: Literal["batch", "instance", "none"] = "batch"
     scales: int = 1
-    """Copies that see the image at 1, 1/2, 1/4 … of its resolution. pix2pixHD has 2."""
+    """Discriminators, which see the image at 1, 1/2, 1/4 … of its resolution: 2 in pix2pixHD, 3 with its local enhancer."""
     padding: int = 1
     """Zeros around each convolution's input: 1 in pix2pix, 2 in pix2pixHD."""
 
@@ -217,7 +217,7 @@ GENERATORS: dict[str, Any] = {kind.network: kind for kind in get_args(Generator)
 def generator_from_json(description: Mapping[str, Any]) -> Generator:
     """Returns the generator that `dataclasses.asdict` described.
 
-    Raises Refused, naming the network or the field, for one that is unknown or missing.
+    Raises Refused, naming it, when the network or a field is unknown or missing.
     """
     kind = GENERATORS.get(description.get("network", ""))
     if kind is None:

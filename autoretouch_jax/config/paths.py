@@ -1,4 +1,4 @@
-"""Paths as text: which of them name an object store, and how they are made absolute. Nothing here touches a disk."""
+"""Paths as text: which of them name an object store, and how they are made absolute. No file is opened here."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which run a work directory holds: `config.json`, and what may differ from it when the run goes on."""
+"""The run that a work directory holds, in `config.json`, and the keys that may differ from it when the run goes on."""
 
 import dataclasses
 import json
@@ -7,7 +7,8 @@ from typing import Any
 from autoretouch_jax.config.schema import Config
 from autoretouch_jax.errors import Refused
 
-# Everything that does not change what a step computes. `train.steps` changes only where the learning rate's decay begins.
+# Keys that may change on resume. `train.steps` changes only the decay of the learning rate; `ParallelConfig` says what its
+# keys change.
 MAY_CHANGE_ON_RESUME = (
     "train.steps",
     "train.checkpoint_every",
@@ -19,7 +20,7 @@ MAY_CHANGE_ON_RESUME = (
 
 
 def to_json(config: Config) -> str:
-    """The resolved config as text, readable and complete."""
+    """The config as indented JSON, with every value."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 

@@ -2,8 +2,8 @@
 
 Every key is `group.name`, on the command line `--group.name VALUE`; hyphens and underscores both work.
 Images are float32 in [-1, 1] inside the networks. Sizes are pixels. Periods are optimizer steps.
-The text below a key is its `--help`. Where the AutoRetouch paper does not state a value in a source that we could read, the
-default is ours.
+The text below a key is its `--help`. Where no source that we could read states the AutoRetouch paper's value, the default is
+ours.
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from autoretouch_jax.config.networks import AutoRetouch, AutoRetouchPatchGAN, Di
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What the generator is trained on. A term whose weight is 0 is not computed at all."""
+    """The terms of the generator's loss. A term whose weight is 0 is not computed."""
 
     # The defaults are those of configs/autoretouch.py. Its weights are ours: the paper states none that we could read.
     pixel: Literal["mse", "l1"] = "mse"
@@ -22,9 +22,9 @@ class LossConfig:
     pixel_weight: float = 100.0
     """Weight of the pixel loss."""
     edit_weight: float = 1.0
-    """How many times an edited pixel counts in the pixel loss at the start of training; 1 counts it like any other."""
+    """Weight of an edited pixel in the pixel loss at the start of training; 1 weights it like any other."""
     edit_weight_steps: int = 0
-    """Steps over which the edit's weight falls to 1: the network first learns to find, then to leave alone. 0: it stays."""
+    """Steps over which that weight falls to 1: the network first learns to edit, then to leave the rest alone. 0 keeps it."""
     # The paper's, after Goodfellow et al. 2014. pix2pixHD uses lsgan.
     adversarial: Literal["bce", "lsgan", "hinge"] = "bce"
     """Form of the adversarial loss."""
@@ -43,7 +43,7 @@ class LossConfig:
     perceptual_layers: tuple[str, ...] = ("relu1_2", "relu2_2", "relu3_3")
     """VGG activations that are compared."""
     perceptual_downsample: int = 1
-    """Average the images over squares of this side before the VGG: 2 costs a quarter and compares larger spots."""
+    """Average the images over squares of this side before the VGG: 2 needs a quarter of the time and compares larger spots."""
     perceptual_layer_weights: tuple[float, ...] = ()
     """A weight for each layer. Where none are given, the layers are averaged."""
     perceptual_scale: Literal["rms", "none"] = "rms"
@@ -76,7 +76,7 @@ class BlemishConfig:
 class DataConfig:
     """Where the pairs come from: `root` (clean faces), `source` and `target` (paired by name), `records`, or `tfds`."""
 
-    # Exactly one of the next forms is given: see DATA_FORMS below.
+    # Exactly one of the following forms is given: see DATA_FORMS below.
     root: str | None = None
     """A folder of clean faces. Blemishes are drawn on them while training."""
     source: str | None = None
@@ -91,22 +91,22 @@ class DataConfig:
     split: str = "train"
     """Split of the TFDS data set."""
     audit: str | None = None
-    """What `autoretouch data audit --json` wrote. Each pair counts with its weight; pairs of weight 0 are left out."""
+    """The JSON file that `autoretouch data audit` wrote. It gives each pair a weight; pairs of weight 0 are left out."""
     on_bad: Literal["skip", "fail"] = "skip"
-    """An example that cannot be read is replaced, up to one in a thousand of them (at least one), or stops the run."""
+    """`skip` replaces unreadable examples, up to one in a thousand (at least one); more end the run. `fail` allows none."""
     # Ours: the paper trains on FFHQ's 1024² and states no crop.
     crop: int = 256
-    """Side of the square training crop, in pixels. It is even."""
+    """Side of the square training crop, in pixels: a multiple of 16, at least 32."""
     resize: int = 0
     """Resize every photo to this square side before the crop, as pix2pix does (286). 0 crops from full resolution."""
     # 0 draws crops anywhere, as the published recipes do.
     edit_crops: float = 0.0
-    """For pairs: share of the crops that are placed around an edit. About a third of random crops hold none. Each crop is
-    weighted in the losses, so that their means stay what they are over crops placed anywhere."""
+    """For pairs: share of the crops that are placed around an edit. About a third of random crops contain none. Each crop has
+    a weight in the losses, so that their expected means are those over crops placed anywhere."""
     zoom: tuple[float, float] = (1.0, 1.0)
     """Range of the random resize factor of a photo before the crop. A photo is never made smaller than the crop."""
     flip: bool = True
-    """Mirror every second crop."""
+    """Mirror half of the crops, chosen at random."""
     colour: float = 0.0
     """Random gamma and gain of each channel, within about ± this share, the same for both images."""
     extra_blemishes: float = 0.0
@@ -116,7 +116,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Adam for both networks, or Muon for the generator. The learning rate warms up linearly, stays, and falls to zero."""
+    """Adam for both networks, or Muon for the generator. The learning rate warms up, stays constant and falls linearly to 0."""
 
     generator_optimizer: Literal["adam", "muon"] = "adam"
     """`muon` learns in fewer steps, each slightly more expensive. The published recipes use Adam."""
@@ -139,14 +139,14 @@ class OptimConfig:
     global_frozen_steps: int = 0
     """For pix2pixHD's local enhancer: steps during which its global generator is not trained."""
     ema: float = 0.999
-    """Decay of the generator's moving average per step, warmed up. 0 keeps no average: the model is the trained weights."""
+    """Decay of the generator's moving average per step, warmed up. 0 keeps none: the model then has the trained weights."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The run itself."""
+    """Length, batch, seed, precision and periods of a run."""
 
-    # Ours.
+    # The number of steps is ours.
     steps: int = 100_000
     """Optimizer steps. 0: as many as `epochs` passes over the data make."""
     epochs: int = 0
@@ -162,9 +162,9 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Compute type. Parameters, losses and statistics stay float32."""
     batch_norm: Literal["per_device", "global"] = "per_device"
-    """Over which images BatchNorm takes its statistics. `per_device` needs no communication, and results depend on the number
-    of images per device. `global` needs two small all-reduces a layer, and gives the same numbers however the batch is spread.
-    Without BatchNorm there is no difference."""
+    """The images over which BatchNorm takes its statistics. `per_device` needs no communication, and results depend on the
+    number of images per device. `global` needs two small all-reduces a layer, and results do not depend on the number of
+    devices where `parallel.accumulate` is 1. Without BatchNorm there is no difference."""
     checkpoint_every: int = 1000
     """Steps between two checkpoints."""
     log_every: int = 50
@@ -175,27 +175,27 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How the step is spread and fed. The order of the data does not depend on it, so all of it may change on resume.
+    """Devices, memory, processes and input of a run. The order of the data does not depend on them: all may change on resume.
 
-    With BatchNorm and `train.batch_norm="per_device"`, results depend on the number of devices and on `accumulate`.
+    Results depend on `accumulate` with BatchNorm or dropout, and on the number of devices with dropout or per-device BatchNorm.
     """
 
     mode: Literal["jit", "pmap"] = "jit"
     """`jit` over a mesh, or `pmap`: the same step, the same numbers, the same checkpoints."""
     devices: int = 0
     """Devices to use; 0 means all. Several processes always use all of theirs."""
-    # What follows trades computation or communication for memory; the numbers stay the same.
+    # The next three trade computation or communication for memory. Without BatchNorm and dropout the numbers stay the same.
     accumulate: int = 1
     """Microbatches into which a device's share of the batch is cut. They are computed one after another and their gradients
-    averaged: the memory of one microbatch, the result of the whole batch. The generator runs forward twice, which costs about
-    a fifth more."""
+    averaged: the memory of one microbatch and, without BatchNorm, the result of the whole batch. With a discriminator the
+    generator runs forward twice, which costs about a fifth more."""
     remat: Literal["none", "norms", "full"] = "none"
-    """What the generator's blocks recompute in the backward pass instead of storing it: nothing, norms and activations, or
-    everything (`full`: the least memory, up to a third more computation)."""
+    """The results that the generator's blocks recompute in the backward pass instead of storing them: none, norms and
+    activations, or all (`full`: the least memory, up to a third more computation)."""
     optimizer_state: Literal["replicated", "sharded"] = "replicated"
     """With `sharded` each device stores its part of Adam's moments, at the cost of an all-gather. It needs `mode="jit"` and
     Adam."""
-    # How the processes of several hosts find each other.
+    # The next keys say how the processes of several hosts find each other.
     distributed: Literal["auto", "on", "off"] = "auto"
     """Whether this is one of several processes. `auto` looks for Slurm, Open MPI, a TPU pod's TPU_WORKER_HOSTNAMES, or the
     variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. `on` lets JAX find out (Cloud TPU VMs)."""
@@ -207,7 +207,7 @@ class ParallelConfig:
     """Number of this process, from 0, where `coordinator` is given."""
     timeout: int = 300
     """Seconds after which a silent process counts as lost and the others stop."""
-    # Grain's threads. More of them than cores are slower.
+    # Grain's threads. More threads than cores slow the input down.
     input_threads: int = 2
     """Threads that decode and augment."""
     prefetch: int = 16
@@ -216,7 +216,7 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One run."""
+    """The configuration of one run."""
 
     # A config file chooses the classes of these two; the command line can change only their fields.
     generator: Generator = field(default_factory=AutoRetouch)

@@ -1,4 +1,4 @@
-"""Which values of a config are possible, alone and together. The others are refused by name, before anything is opened."""
+"""Checks the values of a config, alone and in combination. An impossible one is refused by name, before any file is opened."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from autoretouch_jax.config.loading import flatten
 from autoretouch_jax.config.schema import DATA_FORMS, Config, DataConfig
 from autoretouch_jax.errors import Refused
 
-# Keys by the rule that holds for each value alone.
+# The keys of each rule that checks a value by itself.
 AT_LEAST_ONE = (
     "generator.width", "generator.widest", "generator.levels", "generator.downs", "discriminator.width", "discriminator.layers",
     "discriminator.scales", "train.batch", "train.checkpoint_every", "train.log_every", "train.sample_every",
@@ -25,7 +25,7 @@ BELOW_ONE = ("optim.beta1", "optim.beta2", "optim.ema", "generator.dropout")
 SHARES = ("optim.decay_share", "data.blemish.clean_share", "data.edit_crops", "data.extra_blemishes", "generator.gate")
 RANGES = ("data.zoom", "data.blemish.radius", "data.blemish.strength", "data.blemish.per_megapixel")
 
-# Keys, the condition that each of them must meet, and how a message words it. A key that a network lacks is passed over.
+# Keys, the condition that the value of each must meet, and its wording in a message. Keys that a network lacks are skipped.
 RULES: tuple[tuple[Sequence[str], Callable[[Any], bool], str], ...] = (
     (AT_LEAST_ONE, lambda value: value >= 1, "must be at least 1"),
     (NOT_NEGATIVE, lambda value: value >= 0, "must not be negative"),
@@ -40,7 +40,7 @@ RULES: tuple[tuple[Sequence[str], Callable[[Any], bool], str], ...] = (
 def validate(config: Config) -> None:
     """Refuses impossible values and combinations, naming the key. Opens no file."""
     flat = flatten(config)
-    # Values by themselves come first, so that the checks of combinations may divide by them.
+    # Single values are checked first, so that the checks of combinations may divide by them.
     for keys, holds, rule in RULES:
         for key in keys:
             if key in flat and not holds(flat[key]):
@@ -98,7 +98,7 @@ def _validate_data(data: DataConfig) -> None:
 
 def _validate_losses(config: Config) -> None:
     loss = config.loss
-    # The mask's loss alone trains no image, so it does not count here.
+    # The mask loss alone does not train the edit, so it does not count here.
     if loss.pixel_weight + loss.adversarial_weight + loss.perceptual_weight == 0:
         raise Refused(
             "--loss.pixel-weight, --loss.adversarial-weight and --loss.perceptual-weight are all 0: "
@@ -113,7 +113,7 @@ def _validate_losses(config: Config) -> None:
             f"--loss.perceptual-layer-weights has {len(loss.perceptual_layer_weights)} numbers for "
             f"{len(loss.perceptual_layers)} --loss.perceptual-layers; give one for each, or none"
         )
-    # It needs a discriminator that is trained and that shows its features.
+    # Feature matching needs a discriminator that is trained and that returns its features.
     if loss.feature_matching_weight > 0 and (not config.discriminator.returns_features or loss.adversarial_weight == 0):
         raise Refused(
             "--loss.feature-matching-weight compares a PatchGAN's features: choose a config whose discriminator is a PatchGAN, "

@@ -1,4 +1,4 @@
-"""From an example to one training crop: where it is cut, and how it is varied. All randomness comes from `rng`."""
+"""Cuts one training crop from an example and varies it. All randomness comes from `rng`."""
 
 import numpy as np
 from PIL import Image
@@ -8,15 +8,15 @@ from autoretouch_jax.data import crops
 from autoretouch_jax.data.blemishes import add_blemishes, skin_mask
 from autoretouch_jax.data.sources import Decoded, Example, Images, whole
 
-SKIN_TRIES = 4  # places at which a crop with skin in it is looked for
-SKIN_SHARE = 0.3  # of a crop's pixels, from which it counts as one
+SKIN_TRIES = 4  # random positions that are tried to find a crop with skin in it
+SKIN_SHARE = 0.3  # share of skin among a crop's pixels above which it counts as a crop with skin
 
 
 def augment(example: Example, config: DataConfig, rng: np.random.Generator) -> Images:
     """Returns one crop: `{"source", "target": uint8[crop, crop, 3], "weight": float32[]}`.
 
-    Place, zoom, flip and colours are the same for both images. Clean faces get blemishes; pairs get more of them where
-    `extra_blemishes` says so, on the source alone. The weight is what the crop counts in the loss.
+    Position, zoom, flip and colours are the same for both images. Clean faces get blemishes on the source. With
+    `extra_blemishes`, so do the sources of some pairs. The weight is the crop's weight in the loss.
     """
     # pix2pix resizes the whole photograph and then crops: its networks see faces of one size.
     if config.resize:
@@ -50,15 +50,15 @@ def augment(example: Example, config: DataConfig, rng: np.random.Generator) -> I
 
 
 def _side(example: Example, config: DataConfig, rng: np.random.Generator) -> int:
-    """The side of the square to cut, in the example's pixels: the crop's, over a log-uniform zoom."""
+    """The side of the square to cut, in the example's pixels: the crop's side divided by a log-uniform zoom."""
     low, high = np.log(config.zoom)
     side = round(config.crop / float(np.exp(rng.uniform(low, high))))
     return min(side, example.height, example.width)
 
 
 def _place_on_skin(example: Example, side: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Top and left of a crop with skin in it, if a few tries find one; else of the last try."""
-    # A coarse look is enough to see skin.
+    """Returns top and left of a crop with skin in it, or of the last try when no try finds one."""
+    # A grid of about 16 × 16 pixels is enough to recognise skin.
     step = max(1, side // 16)
     for _ in range(SKIN_TRIES):
         top, left = int(rng.integers(example.height - side + 1)), int(rng.integers(example.width - side + 1))

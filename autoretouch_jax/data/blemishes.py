@@ -1,8 +1,8 @@
 """Procedural blemishes: a clean face → the same face with spots, moles, freckles, scars, patches and shine.
 
 All randomness comes from the generator passed in. Images are uint8 `[H, W, 3]`; pixels outside every blemish come back
-bit-identical. The families and their ranges are ours. They are broad on purpose, so that what is learned carries over to
-blemishes that were not drawn by this file.
+bit-identical. The families and their ranges are ours. They are broad on purpose, so that the network also learns to
+remove blemishes that this file does not draw.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ PALETTE = {
     "pale": ((1.05, 1.05, 1.0), (1.5, 1.5, 1.5)),
 }
 # For each family its share of the blemishes.
-FAMILIES = {"spot": 0.42, "pimple": 0.18, "freckles": 0.14, "line": 0.1, "patch": 0.16}
+FAMILY_SHARES = {"spot": 0.42, "pimple": 0.18, "freckles": 0.14, "line": 0.1, "patch": 0.16}
 
 
 def add_blemishes(rng: np.random.Generator, clean: np.ndarray, config: BlemishConfig) -> np.ndarray:
@@ -34,10 +34,10 @@ def add_blemishes(rng: np.random.Generator, clean: np.ndarray, config: BlemishCo
     if count == 0 or on_skin.size == 0:
         return clean
     image = clean.astype(np.float32)
-    families = rng.choice(list(FAMILIES), size=count, p=list(FAMILIES.values()))
+    families = rng.choice(list(FAMILY_SHARES), size=count, p=list(FAMILY_SHARES.values()))
     for family, position in zip(families, rng.choice(on_skin, size=count), strict=True):
         centre = np.array(divmod(int(position), width), np.float32)
-        _FAMILY[family](rng, image, centre, config)
+        _PAINTERS[family](rng, image, centre, config)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
@@ -82,13 +82,13 @@ def _colour(rng: np.random.Generator, kind: str | None = None) -> np.ndarray:
 
 
 def _paint(rng: np.random.Generator, view: np.ndarray, alpha: np.ndarray, colour: np.ndarray) -> None:
-    """Moves `view` towards `colour` × local skin by `alpha[h, w]`, in place, partly over its texture, partly under it."""
-    # Less than a level: those pixels must come back bit-identical.
+    """Moves `view` towards `colour` × local skin by `alpha[h, w]`, in place. It hides a random part of the skin's texture."""
+    # Coverage this faint would change a pixel by about one level at most. Such pixels must come back bit-identical.
     alpha = np.where(alpha < 0.004, 0, alpha)[..., None]
     weight = alpha.sum()
     if weight == 0:
         return
-    # The colour below the blemish, so that it darkens dark skin and light skin alike.
+    # Relative to the mean colour below the blemish, so that it darkens dark skin and light skin alike.
     skin = (view * alpha).sum((0, 1)) / weight
     goal = np.clip(skin * colour, 0, 255)
     cover = rng.random() * 0.9  # 0 keeps the skin's texture, 1 hides it under the blemish
@@ -101,7 +101,7 @@ def _blob(rng: np.random.Generator, dy: np.ndarray, dx: np.ndarray, radius: floa
     u = (np.cos(angle) * dx + np.sin(angle) * dy) / stretch
     v = (np.cos(angle) * dy - np.sin(angle) * dx) * stretch
     distance = np.sqrt(u * u + v * v) / radius
-    # Small blobs are too small to have an outline.
+    # The outline of a smaller blob would not be visible.
     if radius > 2:
         theta = np.arctan2(v, u)
         for k in (2, 3, 5):
@@ -123,7 +123,7 @@ def _spot(rng, image, centre, config) -> None:
 
 
 def _pimple(rng, image, centre, config) -> None:
-    """A red halo around a smaller core: a white head, a dark crust, or a highlight off its centre."""
+    """A red spot with a smaller core near its centre: a white head, a dark crust, or a red or brown dot."""
     radius = _radius(rng, config)
     view, dy, dx = _window(image, centre, 3 * radius + 2)
     strength = _strength(rng, config)
@@ -135,7 +135,7 @@ def _pimple(rng, image, centre, config) -> None:
 
 
 def _freckles(rng, image, centre, config) -> None:
-    """A few small brown or red dots scattered around the centre."""
+    """A few small brown, red or dark dots scattered around the centre."""
     spread, strength = rng.uniform(4, 24), _strength(rng, config)
     colour = _colour(rng, str(rng.choice(["brown", "red", "brown", "dark"])))
     for _ in range(rng.integers(3, 12)):
@@ -178,4 +178,4 @@ def _interpolate(values: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 # By name, because tests draw each family alone.
-_FAMILY = {"spot": _spot, "pimple": _pimple, "freckles": _freckles, "line": _line, "patch": _patch}
+_PAINTERS = {"spot": _spot, "pimple": _pimple, "freckles": _freckles, "line": _line, "patch": _patch}

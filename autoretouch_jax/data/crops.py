@@ -1,4 +1,4 @@
-"""Where crops are cut: more often where there is an edit, each with the weight that keeps the losses unbiased."""
+"""Chooses where crops are cut: more often around an edit, each with the weight that keeps the losses unbiased."""
 
 import numpy as np
 
@@ -22,8 +22,8 @@ def draw(
     """Returns top and left of a square crop, and its weight.
 
     A share of the crops is placed around an edited cell, the rest anywhere. The weight is the density of the position under
-    uniform drawing over the density it was drawn with (importance sampling). So weighted means over crops are what they would
-    be with crops drawn anywhere.
+    uniform drawing, divided by the density with which it was drawn (importance sampling). So weighted means over crops have the
+    same expectation as means over crops drawn anywhere.
     """
     places = (height - side + 1, width - side + 1)
     chances = np.sqrt(edits, dtype=np.float64)  # the root, so that small spots are drawn too
@@ -35,7 +35,7 @@ def draw(
     (low_y, high_y, centre_y), (low_x, high_x, centre_x) = (
         _reach(cells, size, side) for cells, size in zip(edits.shape, (height, width), strict=True)
     )
-    # A cell by its chance, then a position at which the crop holds the cell's centre.
+    # Draw a cell by its chance, then a position at which the crop holds the cell's centre.
     if rng.random() < share:
         row, column = divmod(int(np.searchsorted(chances.cumsum(), rng.random() * (1 - 1e-12), side="right")), edits.shape[1])
         row = min(row, edits.shape[0] - 1)
@@ -51,6 +51,6 @@ def draw(
 
 
 def _reach(cells: int, size: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each cell along an axis: the first position of a crop that holds its centre, the end of these, and the centre."""
+    """Returns, for each cell along an axis, the first crop position that holds its centre, the end of these, and the centre."""
     centre = np.minimum(np.arange(cells) * CELL + CELL // 2, size - 1)
     return np.maximum(0, centre - side + 1), np.minimum(centre, size - side) + 1, centre

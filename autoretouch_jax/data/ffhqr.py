@@ -64,7 +64,7 @@ def ffhqr_splits(source: Path, target: Path, md5: Path | None) -> Splits:
 
 
 def official_split(number: int) -> str:
-    """The split of FFHQR's authors that an image of FFHQ is in."""
+    """The split in which FFHQR's authors put this image of FFHQ."""
     return "train" if number < FIRST_VALIDATION else "validation" if number < FIRST_TEST else "test"
 
 
@@ -90,7 +90,7 @@ def _by_number(root: Path) -> dict[str, File]:
     """Returns the files by the five digits that name them. Refuses other names, such as those of FFHQ's thumbnails."""
     # The number is the file's name, in whichever folders the archive has put it.
     files = unique_names(root, [(name.rsplit("/", 1)[-1], file) for name, file in _files(root)])
-    odd = [str(file) for name, file in files.items() if not (name.isdigit() and len(name) == 5)]
+    odd = [str(file) for name, file in files.items() if not (name.isdigit() and len(name) == 5 and int(name) < IMAGES)]
     if odd:
         raise Refused(f"{root}: not FFHQ's names (00000 to 69999): {summarise(odd)}; for other pairs build `retouch_pairs`")
     return files
@@ -125,7 +125,7 @@ def _check_md5(sources: Mapping[str, File], path: Path) -> None:
         published = {Path(image["file_path"]).stem: image["file_md5"] for image in images}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Refused(f"--md5 {path}: not FFHQ's ffhq-dataset-v2.json ({type(error).__name__}: {error})") from error
-    # All wrong files at once: whoever mends one would otherwise meet the next.
+    # All wrong files are named at once: otherwise they would turn up one by one.
     wrong = [
         str(file)
         for number, file in tqdm(sources.items(), desc="checking md5", unit="image", disable=None)

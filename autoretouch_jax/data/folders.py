@@ -1,6 +1,6 @@
 """Folders of images as sources: clean faces, or pairs in two folders.
 
-Everything that a header or a trailer can tell is checked when a source is made, and every fault is named at once.
+Everything that the beginning and the end of a file show is checked when a source is opened, and all faults are named at once.
 """
 
 import functools
@@ -55,7 +55,7 @@ class PairFiles:
     license: str | None = None
 
     def part(self, indices: range) -> "PairFiles":
-        """Returns a run of the pairs."""
+        """Returns the pairs of these indices."""
         run = slice(indices.start, indices.stop)
         return PairFiles(self.names[run], self.sources[run], self.targets[run], self.sizes[run], self.license)
 
@@ -66,7 +66,7 @@ class PairFiles:
         return repr([(path.st_size, path.st_mtime_ns) for path in stats])
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns source and target, `uint8[h, w, 3]`. Raises BadInput by name."""
+        """Returns source and target, `uint8[h, w, 3]`. Raises BadInput, naming the file."""
         return read_rgb(self.sources[index]), read_rgb(self.targets[index])
 
 
@@ -93,7 +93,7 @@ class PairSource:
 
 
 def checked_pairs(source: Path, target: Path) -> tuple[PairFiles, list[Header]]:
-    """Returns the pairs of two folders and the sources' headers. Raises Refused, naming every fault that files tell unread."""
+    """Returns the pairs of two folders and the sources' headers. Raises Refused, naming the faulty files."""
     sides = [unique_names(root, named_images(root, role)) for root, role in ((source, "source"), (target, "target"))]
     pairs = match_all(sides[0], sides[1], (source, target))
     sources, targets = ([pair[side] for pair in pairs.values()] for side in (0, 1))
@@ -138,5 +138,5 @@ def _smallest(paths: Sequence[Path], headers: Sequence[Header]) -> tuple[Path, i
 def _cached(read: Callable[[int], Decoded], headers: Sequence[Header]) -> Callable[[int], Decoded]:
     if sum(header.width * header.height * 3 for header in headers) > CACHE_BYTES:
         return read
-    # Decoding takes far longer than training on a small folder's crops.
+    # On a small folder, decoding whole photographs again and again would take longer than training on their crops.
     return functools.lru_cache(maxsize=None)(read)

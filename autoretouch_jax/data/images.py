@@ -1,4 +1,4 @@
-"""Image files: what their headers and trailers tell, and how they are decoded. Arrays are uint8 `[H, W, 3]`, RGB."""
+"""Lists, checks and decodes image files. Arrays are uint8 `[H, W, 3]`, RGB."""
 
 import contextlib
 import struct
@@ -14,13 +14,13 @@ from autoretouch_jax.errors import BadInput
 
 # By their ending, and not by content: opening every file of a data set takes minutes.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-TAIL = 4096  # bytes in which a JPEG's end mark is looked for: cameras append padding and previews
+TAIL = 4096  # last bytes of a file, in which its end mark is looked for: cameras append padding and previews
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for files it cannot read
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the first bytes of a file tell. Sizes are pixels; `mode` is Pillow's."""
+    """The size and mode that the first bytes of a file state. Sizes are pixels; `mode` is Pillow's."""
 
     width: int
     height: int
@@ -44,14 +44,14 @@ def read_header(path: Path) -> tuple[Header | None, str]:
             kind = image.format or ""
     except UNREADABLE as error:
         return None, f"not a readable image ({error})"
-    # Converting to 8 bits silently would lose what such files are made for.
+    # Converting such files to 8 bits silently would lose the precision that they were made for.
     if header.mode.startswith(("I", "F")):
         return header, f"{header.mode} pixels (more than 8 bits a channel); convert it to 8 bits"
     return header, "" if _ends_well(path, kind) else "cut short (the file's end is missing)"
 
 
 def _ends_well(path: Path, kind: str) -> bool:
-    """Whether the mark or the length by which the format ends is there: a cut download has a sound header."""
+    """Whether the file has the end mark or the length of its format. A download that was cut short has an intact header."""
     size = path.stat().st_size
     with path.open("rb") as file:
         if kind == "WEBP":
@@ -69,7 +69,7 @@ def _ends_well(path: Path, kind: str) -> bool:
 def decoded(path: Path | BinaryIO, name: str = "") -> Iterator[Image.Image]:
     """Opens an image and decodes its pixels. An open file has no name of its own: give one for the messages.
 
-    Raises BadInput, by name, when it cannot be decoded.
+    Raises BadInput, naming the image, when it cannot be decoded.
     """
     name = name or str(path)
     try:
@@ -81,7 +81,7 @@ def decoded(path: Path | BinaryIO, name: str = "") -> Iterator[Image.Image]:
 
 
 def split_alpha(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
-    """A decoded image as RGB, uint8 `[H, W, 3]`, and its alpha channel, uint8 `[H, W]`, where there is one."""
+    """Returns a decoded image as RGB, uint8 `[H, W, 3]`, and its alpha channel, uint8 `[H, W]`, or None without one."""
     has_alpha = "A" in image.getbands() or "transparency" in image.info
     alpha = np.asarray(image.convert("RGBA").getchannel("A")) if has_alpha else None
     # Pillow drops the alpha channel in this conversion, and does not blend.
@@ -91,7 +91,7 @@ def split_alpha(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
 def read_rgb(path: Path | BinaryIO, name: str = "") -> np.ndarray:
     """Decodes an image to uint8 `[H, W, 3]`. An alpha channel of 255 everywhere is dropped.
 
-    Raises BadInput, by name, for a file that cannot be decoded or that has transparent pixels. `name` as in `decoded`.
+    Raises BadInput, naming it, for a file that cannot be decoded or that has transparent pixels. `name` as in `decoded`.
     """
     with decoded(path, name) as image:
         pixels, alpha = split_alpha(image)

@@ -1,4 +1,4 @@
-"""From the config's `data` group to a source, with the weights of an audit. A new kind of source is entered here."""
+"""Opens the source that the config's `data` group names, with the weights of an audit. A new kind of source is added here."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from autoretouch_jax.runtime import storage
 def open_source(config: DataConfig) -> Source:
     """Returns the source that a config names.
 
-    Raises Refused, naming every fault, also when the crop is larger than the smallest image.
+    Raises Refused, naming the faults. It also refuses a crop that is larger than the smallest image.
     """
     source = _open(config)
     if config.audit:
@@ -70,7 +70,7 @@ def _audit_weights(path: Path, names: Sequence[str]) -> dict[str, float]:
         weights = {name: float(pair["weight"]) for name, pair in json.loads(path.read_text())["pairs"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Refused(f"--data.audit {path}: not what `autoretouch data audit --json` writes ({error})") from error
-    # An audit of other data would silently weigh nothing.
+    # Without this check, an audit of other data would silently have no effect.
     if not any(name in weights for name in names):
         raise Refused(f"--data.audit {path}: knows none of the pairs of this data set; audit the data that is trained on")
     if max(weights.get(name, 1.0) for name in names) <= 0:

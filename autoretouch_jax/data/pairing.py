@@ -1,4 +1,4 @@
-"""Which source belongs to which target: files match by their path below their folder, without its ending."""
+"""Matches sources with targets: files match by their path below their folder, without its ending."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from autoretouch_jax.errors import Refused, summarise
 File = TypeVar("File")
 
 
-# Three callers: training and data sets refuse files without a partner, and the audit reports them.
+# Files without a partner are kept apart because training and data sets refuse them, and the audit reports them.
 @dataclass(frozen=True)
 class Pairing(Generic[File]):
     """Files by name: those with a partner, sorted, and those without."""
@@ -22,7 +22,7 @@ class Pairing(Generic[File]):
 
 
 def named_images(folder: Path, role: str) -> list[tuple[str, Path]]:
-    """Returns `(name, path)` of every image below a folder. `role` begins the message when there is none."""
+    """Returns `(name, path)` of every image below a folder. Raises Refused without any; `role` begins the message."""
     if not folder.is_dir():
         raise Refused(f"{role} {folder}: no such folder")
     if not (paths := list_images(folder)):
@@ -32,7 +32,7 @@ def named_images(folder: Path, role: str) -> list[tuple[str, Path]]:
 
 
 def first_of_each_name(files: Iterable[tuple[str, File]]) -> tuple[dict[str, File], list[tuple[str, File]]]:
-    """Returns the first file of each name, and the further ones of names that occur more than once."""
+    """Returns the first file of each name, and `(name, file)` of every other one whose name has occurred before."""
     first: dict[str, File] = {}
     further = []
     # The first one is kept, in the order of the paths.

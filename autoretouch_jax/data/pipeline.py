@@ -27,7 +27,7 @@ class Share(NamedTuple):
 
 
 class Faults:
-    """The examples that could not be read, by name. Past the limit, the next one raises BadInput with the whole list."""
+    """The examples that could not be read, by name. The first one above the limit raises BadInput, which lists them."""
 
     def __init__(self, config: DataConfig, examples: int) -> None:
         self.limit = 0 if config.on_bad == "fail" else max(1, int(BAD_SHARE * examples))
@@ -36,7 +36,7 @@ class Faults:
         self._lock = threading.Lock()  # Grain's threads note faults while the loop reads them
 
     def note(self, name: str, error: BadInput) -> None:
-        """Remembers an example."""
+        """Notes an example that cannot be read. Raises BadInput when there are more of them than the limit."""
         with self._lock:
             self.messages.setdefault(name, str(error))
             if len(self.messages) > self.limit:
@@ -44,7 +44,7 @@ class Faults:
                 raise BadInput(f"{len(self.messages)} example(s) could not be read: {faults}") from error
 
     def new_messages(self) -> list[str]:
-        """What was noted since the last call."""
+        """Returns the messages that were noted since the last call."""
         with self._lock:
             new = list(self.messages.values())[self._reported :]
             self._reported = len(self.messages)
@@ -58,8 +58,8 @@ class Crops(grain.transforms.RandomMap):
         self.source, self.config, self.faults = source, config, faults
 
     def random_map(self, element: int, rng: np.random.Generator) -> Images:
-        """Returns a crop, a function of the generator passed in."""
-        # The next example and not another random one, so that the batch stays a function of seed and step.
+        """Returns a crop. All of its randomness comes from the generator passed in."""
+        # An unreadable example is replaced by the next one, so that the batch stays a function of seed and step.
         for number in range(element, element + len(self.source)):
             index = number % len(self.source)
             try:
@@ -88,9 +88,9 @@ def batches(
     if config.train.batch % share.total:
         raise ValueError(f"a batch of {config.train.batch} cannot be shared by {share.total} processes")
     size = config.train.batch // share.total
-    # Batch k of one process is batches k · total … of this size, of which every process takes one.
+    # The batch of step k is `total` batches of this size, from number k · total on. Each process takes one of them.
     own = examples.batch(size, drop_remainder=True)[first_step * share.total + share.number :: share.total]
     ahead = max(1, config.parallel.prefetch // size)
     threads = config.parallel.input_threads
-    # Threads, not processes: decoding and NumPy release the interpreter, and examples need not be copied between processes.
+    # Threads, not processes: decoding and NumPy release the GIL, and examples need not be copied between processes.
     return iter(own.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads * ahead)))

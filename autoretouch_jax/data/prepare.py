@@ -1,7 +1,7 @@
 """`autoretouch data prepare`: pairs → records made for training (`records.py`), in parallel, resumable, verified bit by bit.
 
-A shard holds a fixed run of pairs and appears, with the file that describes it, whole or not at all. So the same pairs give the
-same bytes, however many workers there are and however often the work was interrupted.
+A shard holds a fixed range of pairs. The shard, and the file that describes it, appear whole or not at all. So the same pairs
+give the same bytes, however many workers there are and however often the work was interrupted.
 """
 
 import concurrent.futures
@@ -38,7 +38,7 @@ SHARD_PIXELS = 1 << 26  # pixels of the pairs in one shard: 64 pairs of 1024², 
 
 
 class Pairs(Protocol):
-    """What is prepared. It is sent to the worker processes, so it must be picklable."""
+    """The pairs to prepare. They are sent to the worker processes, so they must be picklable."""
 
     @property
     def names(self) -> list[str]:
@@ -53,7 +53,7 @@ class Pairs(Protocol):
         """The data's licence, if it is stated."""
 
     def part(self, indices: range) -> "Pairs":
-        """Returns a run of the pairs, for one worker."""
+        """Returns the pairs of these indices, for one shard."""
 
     def stamp(self, index: int) -> str:
         """Returns a text that changes when the pair does."""
@@ -78,12 +78,12 @@ def run(pairs: Pairs, out: Path, workers: int, on_bad: str, license: str | None)
         raise Refused("there are no pairs to prepare")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        # Unfinished files of a killed run go, and so does the index: while shards change, none may describe them.
+        # Remove the unfinished files of a killed run, and the index: while shards change, no index may describe them.
         for stale in [*out.glob("*.part"), out / INDEX]:
             stale.unlink(missing_ok=True)
     except OSError as error:
         raise Refused(f"--out {out}: cannot be written ({error}); choose another folder") from error
-    # A shard holds a fixed run of pairs, whatever the number of workers: that makes the bytes reproducible.
+    # A shard holds a fixed range of pairs, whatever the number of workers. That makes the bytes reproducible.
     parts = [pairs.part(indices) for indices in _split(pairs.sizes)]
     jobs = [Job(out / f"shard-{number:05d}.arrayrecord", part, on_bad) for number, part in enumerate(parts)]
     _remove_surplus(out, jobs)
@@ -94,7 +94,7 @@ def _write_all(jobs: Sequence[Job], workers: int) -> list[dict[str, Any]]:
     """Returns every shard's description, in order. The first exception cancels the jobs that have not begun."""
     shards: list[dict[str, Any]] = [{}] * len(jobs)
     with _bar(sum(len(job.pairs.names) for job in jobs)) as bar, _pool(workers, len(jobs)) as pool:
-        # Shards are finished in any order, and described in theirs.
+        # Shards are finished in any order. Their descriptions are returned in the order of the jobs.
         futures = {pool.submit(_shard, job): number for number, job in enumerate(jobs)}
         try:
             for future in concurrent.futures.as_completed(futures):
@@ -111,8 +111,8 @@ def _write_all(jobs: Sequence[Job], workers: int) -> list[dict[str, Any]]:
 
 
 def _finish(out: Path, shards: list[dict[str, Any]], license: str | None) -> int:
-    """Writes the index, prints what there is, and returns the exit status."""
-    # Entries number their shard from here, because a shard does not know its place in the list.
+    """Writes the index, prints a summary, and returns the exit status."""
+    # Entries get the number of their shard here, because a shard does not know its position in the list.
     examples = [
         astuple(Entry(name, height, width, side, number, first))
         for number, shard in enumerate(shards)
@@ -134,7 +134,7 @@ def _finish(out: Path, shards: list[dict[str, Any]], license: str | None) -> int
 
 
 def verify(root: Path) -> int:
-    """Reads and decodes everything, and names what is damaged. Returns the exit status."""
+    """Reads and decodes every pair, and names the damaged ones. Returns the exit status."""
     # Opening reads the index alone; every tile is decoded below.
     source = RecordSource(root)
     faults = []
@@ -151,7 +151,7 @@ def verify(root: Path) -> int:
 
 
 def _split(sizes: Sequence[tuple[int, int]]) -> Iterator[range]:
-    """Yields runs of pairs of at most SHARD_PIXELS, in order. A larger pair has a shard of its own."""
+    """Yields ranges of pairs of at most SHARD_PIXELS in total, in order. A larger pair has a shard of its own."""
     start, pixels = 0, 0
     for index, (height, width) in enumerate(sizes):
         # A shard is closed before it grows too large, but holds one pair at least.
@@ -178,7 +178,7 @@ def _cores() -> int:
 
 def _pool(workers: int, jobs: int) -> concurrent.futures.Executor:
     if min(workers, jobs) == 1:
-        return concurrent.futures.ThreadPoolExecutor(1)  # spares a process its start of a second
+        return concurrent.futures.ThreadPoolExecutor(1)  # because a process takes a second to start
     # Spawned and not forked: a fork of a process that has started JAX can hang.
     return concurrent.futures.ProcessPoolExecutor(min(workers, jobs), mp_context=multiprocessing.get_context("spawn"))
 
@@ -195,7 +195,7 @@ def _shard(job: Job) -> dict[str, Any]:
     stamp = hashlib.sha256(repr(inputs).encode()).hexdigest()
     description = job.path.with_suffix(".json")
     before = json.loads(description.read_text()) if description.is_file() else None
-    # With --on-bad fail, a shard that an earlier run wrote with pairs left out must be looked at again.
+    # With --on-bad fail, a shard from which an earlier run left out pairs must be written again, which raises the error.
     if before and before["stamp"] == stamp and not (before["faults"] and job.on_bad == "fail"):
         if job.path.is_file() and storage.sha256(job.path) == before["sha256"]:
             return before
@@ -220,11 +220,11 @@ def _write_shard(job: Job, stamp: str) -> dict[str, Any]:
             write_example(writer, source, target)
             entry = Entry(name, height, width, tile_side(height, width), 0, first)
             examples.append((entry.name, height, width, entry.side, first))
-            # A digest of the pixels takes little memory, where the pixels of a shard would take 400 MB.
+            # Only a digest is kept, because the pixels of a shard take 400 MB.
             digests.append(_digest(source, target))
             first += entry.records
             pixels += height * width
-        # Read back from the disk, because memory and disks fail more often than one thinks in 70,000 pairs.
+        # Read the shard back: in 70,000 pairs, faults of memory and disks do occur.
         writer.close()
         _verify_shard(part, examples, digests)
         description = {
@@ -242,7 +242,7 @@ def _write_shard(job: Job, stamp: str) -> dict[str, Any]:
 
 
 def _verify_shard(path: Path, examples: Sequence[tuple[Any, ...]], digests: Sequence[bytes]) -> None:
-    """Decodes what was written and compares it with what was to be written. Raises BadInput when they differ."""
+    """Decodes a shard and compares its pixels with the digests of the originals. Raises BadInput when they differ."""
     reader = ArrayRecordReader(str(path), READER_OPTIONS)
     for (name, height, width, side, first), digest in zip(examples, digests, strict=True):
         entry = Entry(name, height, width, side, 0, first)

@@ -21,16 +21,16 @@ from autoretouch_jax.data.crops import CELL, Box, edit_map
 from autoretouch_jax.errors import BadInput, Refused
 from autoretouch_jax.runtime import storage
 
-# Raised whenever a reader of today could misread what is written.
+# Increased whenever an older version could misread the new records.
 FORMAT = 1
 INDEX = "index.json"
 WRITER_OPTIONS = "group_size:1,uncompressed"  # records are read one by one, and the codec has packed them already
-READER_OPTIONS = "readahead_buffer_size:0"  # reads are random, so what follows is seldom wanted
+READER_OPTIONS = "readahead_buffer_size:0"  # reads are random, so the records that follow are seldom needed
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where an example is: its shard's number, its first record, and the sizes by which its tiles are counted and decoded."""
+    """The place of an example: its shard's number, its first record, and the sizes that determine its tiles."""
 
     name: str
     height: int
@@ -76,7 +76,7 @@ def write_example(writer: ArrayRecordWriter, source: np.ndarray, target: np.ndar
 class RecordPair:
     """One example of a `RecordSource`. Nothing is read before it is asked for."""
 
-    source: "RecordSource"
+    records: "RecordSource"
     entry: Entry
     weight: float = 1.0
 
@@ -87,21 +87,21 @@ class RecordPair:
 
     @property
     def height(self) -> int:
-        """In pixels."""
+        """The height in pixels."""
         return self.entry.height
 
     @property
     def width(self) -> int:
-        """In pixels."""
+        """The width in pixels."""
         return self.entry.width
 
     def edits(self) -> np.ndarray:
-        """Where the edit is: `uint8[⌈h / 16⌉, ⌈w / 16⌉]`, see `crops.edit_map`."""
-        (data,) = self.source.read(self.entry, [0])
+        """Returns where the edit is: `uint8[⌈h / 16⌉, ⌈w / 16⌉]`, see `crops.edit_map`."""
+        (data,) = self.records.read(self.entry, [0])
         shape = (-(-self.height // CELL), -(-self.width // CELL))
-        # ArrayRecord's hash is right for a record of another example too.
+        # ArrayRecord's hash cannot tell that an intact record belongs to another example.
         if len(data) != shape[0] * shape[1]:
-            raise BadInput(self.source.damaged(self.entry, "its edit map has another size"))
+            raise BadInput(self.records.damaged(self.entry, "its edit map has another size"))
         return np.frombuffer(data, np.uint8).reshape(shape)
 
     def cut(self, box: Box) -> dict[str, np.ndarray]:
@@ -111,12 +111,12 @@ class RecordPair:
         # The tiles that the box overlaps, row by row.
         rows = range(top // side, (top + height - 1) // side + 1)
         across = range(left // side, (left + width - 1) // side + 1)
-        data = self.source.read(self.entry, [1 + row * columns + column for row in rows for column in across])
+        data = self.records.read(self.entry, [1 + row * columns + column for row in rows for column in across])
         try:
             inside = (top - rows[0] * side, left - across[0] * side, height, width)
             source, target = tile_codec.decode(data, len(across), side, inside)
         except ValueError as error:
-            raise BadInput(self.source.damaged(self.entry, error)) from error
+            raise BadInput(self.records.damaged(self.entry, error)) from error
         return {"source": source, "target": target}
 
 
@@ -147,7 +147,7 @@ class RecordSource:
         return RecordPair(self, self.entries[index])
 
     def read(self, entry: Entry, offsets: Sequence[int]) -> list[bytes]:
-        """Returns some of an example's records. Raises BadInput, naming the example and its shard, when they are damaged."""
+        """Returns the records of an example at `offsets`. Raises BadInput, naming example and shard, when they are damaged."""
         try:
             # Only opening is locked. ArrayRecord's readers serve several threads.
             with self._lock:
@@ -172,7 +172,7 @@ class RecordSource:
 
 
 def read_index(root: Path) -> dict[str, Any]:
-    """Returns `index.json`, checked. Raises Refused, saying what to do, when there is none or it is of another kind."""
+    """Returns `index.json`, checked. Raises Refused, saying what to do, when it is missing or not a usable index."""
     path = root / INDEX
     if not path.is_file():
         # While `data prepare` writes, there are shards and no index.

@@ -1,4 +1,4 @@
-"""What a source of training examples is: the protocol, and an example whose images are in memory.
+"""The protocols of a source and of its examples, and an example whose images are in memory.
 
 `source[i]` is one example: its `name`, `height`, `width`, `weight`, a map of where its edit is, and `cut(box)`, which returns
 `{"source", "target"}`, uint8 `[h, w, 3]` each. Clean faces have only `target`. The sources are in `folders.py`, `records.py`
@@ -23,29 +23,29 @@ class Example(Protocol):
 
     @property
     def name(self) -> str:
-        """Unique in its source."""
+        """The example's name, unique in its source."""
 
     @property
     def height(self) -> int:
-        """In pixels."""
+        """The height in pixels."""
 
     @property
     def width(self) -> int:
-        """In pixels."""
+        """The width in pixels."""
 
     @property
     def weight(self) -> float:
-        """How much it counts in the loss; 1 by default."""
+        """Its weight in the loss; 1 by default."""
 
     def edits(self) -> np.ndarray:
-        """Where the edit is: `uint8[⌈h / 16⌉, ⌈w / 16⌉]`, see `crops.edit_map`."""
+        """Returns where the edit is: `uint8[⌈h / 16⌉, ⌈w / 16⌉]`, see `crops.edit_map`."""
 
     def cut(self, box: Box) -> Images:
-        """A box (top, left, height, width) of each image. Raises BadInput, by name, when it cannot be read."""
+        """Returns a box (top, left, height, width) of each image. Raises BadInput, naming the example, if it is unreadable."""
 
 
 class Source(Protocol):
-    """Examples by number. Any source that has this trains."""
+    """Examples by number. Training accepts any object with these members."""
 
     names: list[str]
     smallest: tuple[Path, int, int]  # the example with the shortest side, its width and height
@@ -67,16 +67,16 @@ class Decoded:
 
     @property
     def height(self) -> int:
-        """In pixels."""
+        """The height in pixels."""
         return self.images["target"].shape[0]
 
     @property
     def width(self) -> int:
-        """In pixels."""
+        """The width in pixels."""
         return self.images["target"].shape[1]
 
     def edits(self) -> np.ndarray:
-        """See `Example.edits`. It is computed when it is first asked for, and kept."""
+        """See `Example.edits`. The map is computed on the first call, and kept."""
         return self._edits
 
     @functools.cached_property
@@ -86,10 +86,10 @@ class Decoded:
     def cut(self, box: Box) -> Images:
         """Returns views of the images."""
         top, left, height, width = box
-        # Views: whoever changes the pixels copies them first.
+        # These are views: a caller that changes pixels must copy them first.
         return {name: image[top : top + height, left : left + width] for name, image in self.images.items()}
 
 
 def whole(example: Example) -> Images:
-    """All of an example's pixels."""
+    """Returns all pixels of an example's images."""
     return example.cut((0, 0, example.height, example.width))

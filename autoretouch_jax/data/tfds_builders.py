@@ -1,4 +1,4 @@
-"""TFDS builders for FFHQ/FFHQR and for any two folders. `tfds_source.py` trains from what they wrote.
+"""TFDS builders for FFHQ/FFHQR and for any two folders. `tfds_source.py` reads what they write.
 
 Both write ArrayRecord, need no TensorFlow, and do not use the network. Importing this module registers `ffhqr` and
 `retouch_pairs`, so `tfds.builder("retouch_pairs", source=…, target=…)` works too.
@@ -40,14 +40,14 @@ class _Info(tfds.core.DatasetInfo):
 
 class _Writer(tfds.core.ExampleWriter):
     def write(self, path: Any, examples: Any) -> None:
-        """Stores each example as a record of its own, uncompressed, because PNG is packed already."""
+        """Stores each example as a record of its own, uncompressed, because PNG is compressed already."""
         writer = ArrayRecordWriter(os.fspath(path), WRITER_OPTIONS)
         for _, example in examples:
             writer.write(example)
         writer.close()
 
 
-# The builders of TFDS are classes that it finds by their name; what they do is configured by overriding.
+# These are classes because TFDS finds a builder by the name of its class, and a builder overrides its methods.
 class RetouchPairs(tfds.core.GeneratorBasedBuilder):
     """Pairs of photographs before and after retouching, from two folders: `name`, `source`, `target`.
 
@@ -96,7 +96,7 @@ class RetouchPairs(tfds.core.GeneratorBasedBuilder):
             supervised_keys=("source", "target"),
             homepage=self.homepage or None,
             license=self._license,
-            # The order is that of the names, so that the same files give the same data set.
+            # The examples stay in the order of their names, so that the same files give the same data set.
             disable_shuffling=True,
         )
 
@@ -106,7 +106,7 @@ class RetouchPairs(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str, files: Sequence[Files]) -> Iterator[tuple[int, dict[str, Any]]]:
         for key, (name, source, target) in enumerate(files):
             (a, size), (b, other) = _rgb_png(source), _rgb_png(target)
-            # TFDS would accept it, and training would refuse it later.
+            # TFDS would accept unequal sizes, and training would refuse them later.
             if size != other:
                 raise BadInput(f"{name}: source is {size[1]}×{size[0]}, target {other[1]}×{other[0]}; they must be equal")
             self.written.setdefault(split, []).append((name, *size))
@@ -149,7 +149,7 @@ class Ffhqr(RetouchPairs):
 
 
 def build(builder: RetouchPairs) -> int:
-    """Writes a data set below its `data_dir` and prints its folder. A complete one is left as it is."""
+    """Writes a data set and prints its folder. A data set that is complete is left as it is. Returns the exit status."""
     logging.getLogger("absl").setLevel(logging.ERROR)
     _ = builder.pairs  # refuses before anything is written
     folder = Path(builder.data_dir)
@@ -172,7 +172,7 @@ def build(builder: RetouchPairs) -> int:
 
 
 def _rgb_png(file: ffhqr.File) -> tuple[bytes, tuple[int, int]]:
-    """Returns the file as an RGB PNG, its own bytes where it is one, and its height and width. Raises BadInput by name."""
+    """Returns an RGB PNG, the file's own bytes if it is one, and its height and width. Raises BadInput, naming the file."""
     # Decoded even where the bytes are kept, because a damaged file must not go into a data set.
     data = file.read()
     pixels = read_rgb(io.BytesIO(data), str(file))

@@ -25,7 +25,7 @@ IMAGES = ("source", "target")  # the features that hold the images
 
 @dataclass(frozen=True)
 class TfdsPairs:
-    """The pairs of a split, for `data prepare`."""
+    """The pairs of a split, as `data prepare` takes them."""
 
     folder: Path
     split: str
@@ -41,7 +41,7 @@ class TfdsPairs:
         return cls(folder, split, source.names, source.sizes, source.license)
 
     def part(self, indices: range) -> "TfdsPairs":
-        """Returns a run of the pairs."""
+        """Returns the pairs of these indices."""
         names, sizes = (values[indices.start : indices.stop] for values in (self.names, self.sizes))
         return TfdsPairs(self.folder, self.split, names, sizes, self.license, self.start + indices.start)  # type: ignore[arg-type]
 
@@ -50,7 +50,7 @@ class TfdsPairs:
         return hashlib.sha256((self.folder / "dataset_info.json").read_bytes()).hexdigest() + str(self.start + index)
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns source and target, `uint8[h, w, 3]`. Raises BadInput by name."""
+        """Returns source and target, `uint8[h, w, 3]`. Raises BadInput, naming the pair."""
         pair = _open(self.folder, self.split)[self.start + index]
         name = f"{self.folder}: {self.names[index]}"
         return tuple(read_rgb(io.BytesIO(pair[key]), f"{name} ({key})") for key in IMAGES)  # type: ignore[return-value]
@@ -77,7 +77,7 @@ class TfdsSource:
         return Decoded(name, dict(zip(IMAGES, images, strict=True)))
 
 
-# Cached, because opening takes a second and every worker's every pair would do it.
+# Cached, because opening takes a second, and a worker would open the data set again for every pair.
 @functools.lru_cache(maxsize=8)
 def _open(folder: Path, split: str) -> Any:
     """Returns the split's random-access source of undecoded examples. Raises Refused when there is none."""
@@ -98,7 +98,7 @@ def _names_and_sizes(folder: Path, split: str, pairs: Any) -> list[tuple[str, in
     with contextlib.suppress(OSError, ValueError, KeyError):
         if len(listed := json.loads((folder / LIST).read_text())[split]) == len(pairs):
             return [tuple(item) for item in listed]
-    # Another program wrote the data set.
+    # Without a list, another program wrote the data set, so every example is read.
     entries = []
     for index in tqdm(range(len(pairs)), desc="reading sizes", unit="pair", disable=None):
         pair = pairs[index]

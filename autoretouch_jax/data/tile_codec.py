@@ -1,8 +1,8 @@
-"""The tile codec: a small square of a pair → bytes and back, lossless, each tile on its own. The only importer of Zstandard.
+"""Packs and unpacks a small square of a pair, losslessly and each tile by itself. The only importer of Zstandard.
 
 A pixel is predicted from the one above it, red and blue from green, and the target from its source. The residuals go through
 Zstandard. Each tile uses the predictions that make it smallest. Arithmetic is modulo 256 throughout, so that every 8-bit image
-comes back exactly. Only the neighbour above is used, because undoing that adds whole rows at a time.
+comes back exactly. Only the neighbour above is used, because this prediction is undone by adding whole rows at a time.
 
 A tile is `[source's method, target's method: uint8] [source's length: uint32, little-endian] [source] [target]`. A target equal
 to its source takes no bytes. benchmarks/README.md says why this codec was chosen.
@@ -49,6 +49,8 @@ def decode(tiles: Sequence[bytes], columns: int, side: int, box: tuple[int, int,
     packed: list[tuple[int, int, memoryview]] = []
     for number, tile in enumerate(tiles):
         row, column = divmod(number, columns)
+        if len(tile) < HEADER.size:
+            raise ValueError("not a tile (too short)")
         *methods[row, column], length = HEADER.unpack_from(tile)
         view = memoryview(tile)[HEADER.size :]
         source[row, :, column] = _unpack(view[:length], side)

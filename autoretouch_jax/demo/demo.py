@@ -1,4 +1,4 @@
-"""The demo: from nothing to before/after pictures and honest figures in a few minutes on a CPU."""
+"""The demo: makes data, trains a small model, and measures it on held-out pictures, in a few minutes on a CPU."""
 
 import dataclasses
 import json
@@ -22,17 +22,17 @@ from autoretouch_jax.training.trainer import Trainer
 
 TRAINING_FACES, TRAINING_PHOTOS, HELD_OUT_FACES = 24, 40, 5
 HELD_OUT_SEED = 1_000_000  # faces drawn with this seed and above are never trained on
-# Fewer and clearer blemishes than in training, as a person would want to have removed.
+# Fewer and clearer blemishes than in training, like those that a person would want removed.
 HELD_OUT_BLEMISHES = BlemishConfig(per_megapixel=(200.0, 500.0), radius=(1.0, 6.0), strength=(0.4, 0.95), clean_share=0.0)
 WARM_UP_STEPS, TIMED_SECONDS = 2, 5.0
 FEWEST_STEPS = 4
-MARGIN = 0.88  # share of the time that is planned: a run also samples, logs and saves, and a machine has slower minutes
+MARGIN = 0.88  # share of the time planned for steps: a run also samples, logs and saves, and a machine has slower minutes
 
 
 def run(minutes: float, workdir: Path) -> int:
-    """Makes the data, trains for so many minutes, evaluates, and says where to look. Returns the exit status.
+    """Makes the data, trains for about `minutes`, evaluates, and says where to look. Returns the exit status.
 
-    The same command again resumes.
+    The same command resumes a demo that was stopped.
     """
     if not minutes > 0:
         raise Refused(f"--minutes {minutes}: must be positive")
@@ -52,21 +52,21 @@ def run(minutes: float, workdir: Path) -> int:
 
 
 def make_data(folder: Path) -> None:
-    """Makes `train/`, clean faces drawn and photographed, and `heldout/source` and `heldout/target`, other faces blemished."""
-    # The mark is written last: a run that was killed in between makes the data again, with the same pixels.
+    """Makes `train/`, clean faces drawn and photographed, and other faces with blemishes (`heldout/source`) and without."""
+    # The file `complete` is written last: after a run that was killed, the data are made again, with the same pixels.
     if (folder / "complete").is_file():
         return
     print(
-        f"making {TRAINING_FACES + TRAINING_PHOTOS} pictures to learn from and {HELD_OUT_FACES + 1} to be measured on",
+        f"making {TRAINING_FACES + TRAINING_PHOTOS} pictures to learn from and {HELD_OUT_FACES + 1} to measure on",
         flush=True,
     )
     for name in ("train", "heldout/source", "heldout/target"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for seed in range(TRAINING_FACES):
         report.save_picture(folder / "train" / f"drawn{seed:03d}.png", faces.draw_face(seed))
-    photos = faces.training_photos()
+    person, cat = faces.training_photos()
     for seed in range(TRAINING_PHOTOS):
-        photo = photos[seed % 4 == 3]  # three times out of four the person, else the cat
+        photo = cat if seed % 4 == 3 else person  # False is 0, the person, three times out of four; True is 1, the cat
         report.save_picture(folder / "train" / f"photo{seed:03d}.png", faces.restyled(photo, seed))
     held_out = {f"drawn{i}": faces.draw_face(HELD_OUT_SEED + i) for i in range(HELD_OUT_FACES)} | {"portrait": faces.portrait()}
     for number, (name, clean) in enumerate(held_out.items()):
@@ -88,12 +88,12 @@ def steps_for(config: Config, minutes: float) -> int:
         if steps == WARM_UP_STEPS:
             started = time.perf_counter()
     speed = (steps - WARM_UP_STEPS) / (time.perf_counter() - started)
-    # Fewer steps than this would not even reach a log line.
+    # At least a few steps, so that a very short demo runs to its end too.
     return max(FEWEST_STEPS, int(60 * minutes * speed * MARGIN))
 
 
 def show(workdir: Path) -> int:
-    """Evaluates on what was held out, and prints the table and where to look next."""
+    """Evaluates on the held-out pictures, and prints the table and where to look next. Returns the exit status."""
     held_out = workdir / "data" / "heldout"
     pairs = PairSource(held_out / "source", held_out / "target")
     result, _ = evaluate.evaluate({"model": load_model(workdir)}, pairs, workdir / "pictures")

@@ -28,8 +28,8 @@ def training_photos() -> list[np.ndarray]:
 
 
 def restyled(photo: np.ndarray, seed: int) -> np.ndarray:
-    """Returns the photo rotated, stretched and cropped, with other colours, as in another light and on another complexion."""
-    # Another stream than that of the drawn faces, which have seeds of the same numbers.
+    """Returns the photo rotated, stretched and cropped, with other colours, as in another light or of another complexion."""
+    # The drawn faces use the same seeds, so this stream of random numbers gets a second key.
     rng = np.random.default_rng([seed, 1])
     height, width = photo.shape[:2]
     angle, stretch, shear = rng.uniform(-0.35, 0.35), np.exp(rng.normal(0, 0.12)), rng.normal(0, 0.12)
@@ -47,9 +47,9 @@ def restyled(photo: np.ndarray, seed: int) -> np.ndarray:
 
 
 def portrait() -> np.ndarray:
-    """Returns the head of scikit-image's `astronaut`, enlarged twice: a real face that the demo is tried on."""
+    """Returns the head of scikit-image's `astronaut`, at twice its size: a real face to try the demo on."""
     left, top, right, bottom = PORTRAIT_BOX
-    # Enlarged, because the original's face is smaller than the blemishes are drawn for.
+    # Enlarged, because the blemishes are drawn for larger faces.
     head = Image.fromarray(skimage_data.astronaut()[top:bottom, left:right])
     return np.asarray(head.resize((head.width * 2, head.height * 2), Image.Resampling.LANCZOS))
 
@@ -62,7 +62,7 @@ def draw_face(seed: int, side: int = SIDE) -> np.ndarray:
     grid = np.linspace(0, 1, side, dtype=np.float32)
     y, x = grid[:, None], grid[None, :]
     tone = rng.random() ** 1.3
-    # Complexions between two ends, with a little of their own hue.
+    # A complexion between the lightest and the darkest, with a small random change of hue.
     skin = SKIN_LIGHT + tone * (SKIN_DARK - SKIN_LIGHT) + rng.normal(0, 7, 3)
     hair = rng.uniform(15, 70) * np.array([1.2, 1.0, 0.85]) * (3.0 if rng.random() < 0.2 else 1.0)
     centre, half = (0.5 + rng.normal(0, 0.02), 0.52 + rng.normal(0, 0.02)), (rng.uniform(0.24, 0.3), rng.uniform(0.33, 0.39))
@@ -131,13 +131,13 @@ def _shaded_skin(rng: np.random.Generator, side: int, y, x, skin: np.ndarray, ce
     # Redness of cheeks and nose, which is no blemish and must stay.
     flush = np.sum([_bump(y, x, cx + dx, cy + dy, 0.06, 0.05) for dx, dy in ((-0.12, 0.09), (0.12, 0.09), (0, 0.08))], 0)
     colour += rng.uniform(0, 12) * flush[..., None] * np.array([0.6, -0.6, -0.5])
-    # Most pores are dark.
+    # Dark pores are stronger than light ones.
     pores = rng.normal(0, 1, (side, side)).astype(np.float32)
     return colour + rng.uniform(1, 4) * (pores * (0.4 + 0.6 * (pores < -0.8)))[..., None]
 
 
 def _folds(rng: np.random.Generator, side: int, centre) -> np.ndarray:
-    """The soft shadows and lights of eye sockets, nose, lips and wrinkles, as a factor `[side, side, 1]`."""
+    """Random shadows and lights, like those of eye sockets, nose and wrinkles, as a factor `[side, side, 1]`."""
     factor = np.ones((side, side), np.float32)
     # Soft, medium and sharp: eye sockets, the folds beside the nose, wrinkles.
     for softness, count in ((0.04, 8), (0.015, 10), (0.005, 8)):

@@ -1,4 +1,4 @@
-"""`autoretouch evaluate`: models on pairs of files, beside doing nothing."""
+"""`autoretouch evaluate`: measures models on pairs of files, and doing nothing beside them."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ from autoretouch_jax.inference.apply import apply_gate, network_output
 from autoretouch_jax.models.folder import Model, load_model
 from autoretouch_jax.runtime import processes, storage
 
-TIMEOUT = 3600.0  # seconds that a process may need longer than another one for its share
+TIMEOUT = 3600.0  # seconds by which one process may be slower with its share than another
 PROTOCOL = (
     "8-bit RGB at full resolution, as a user would see it; edit: pixels where any channel of source and target differs by "
     ">= 1/255; per image, then plain means; undefined values are null, left out of the mean and counted"
@@ -32,12 +32,12 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[str]]:
     """Returns `({"n", "protocol", "identity", "model", "images"}, faults)`. A pair that cannot be decoded becomes a fault.
 
-    Where there are several models, `model` is the first one's. `models` then has the means of each under its name, here and for
-    each image. Several processes measure a share of the pairs each, and all return the same.
+    With several models, `model` is the first one's, and `models` holds the values of each under its name: the means, and in
+    `images` those of each image. Each of several processes measures a share of the pairs, and all return the same result.
     """
     images, faults = [], []
     share = range(processes.index(), len(pairs), processes.count())
-    silent = None if processes.is_first() else True  # None: silent where nobody looks at a terminal
+    silent = None if processes.is_first() else True  # None: tqdm is silent where there is no terminal
     for index in tqdm(share, desc="evaluating", unit="image", dynamic_ncols=True, disable=silent):
         try:
             pair = whole(pairs[index])
@@ -47,7 +47,7 @@ def evaluate(
         source, target = pair["source"], pair["target"]
         rows: dict[str, Any] = {}
         for name, model in models.items():
-            # Every model sees the pair while it is decoded: decoding costs as much as a small model.
+            # All models run while the pair is in memory: decoding takes as long as a small model.
             rows[name], output = _measure(model, source, target, lpips)
             if pictures:
                 folder = pictures / name if len(models) > 1 else pictures
@@ -68,7 +68,7 @@ def evaluate(
 
 
 def _of_all_processes(values: list[Any]) -> list[Any]:
-    """Collects what each process of a run has found in its share of the pairs, in the order of the pairs."""
+    """Collects the values of all processes, each from its share of the pairs. Without faults they are in the pairs' order."""
     texts = processes.gather(f"evaluated/{next(_gather_number)}", json.dumps(values), TIMEOUT)
     shares = [json.loads(text) for text in texts]
     longest = max(len(share) for share in shares)
@@ -93,7 +93,7 @@ def _lpips(lpips: Metric | None, a: np.ndarray, b: np.ndarray) -> metrics.Values
 def run(
     models: Sequence[str | Path], pairs: Source, json_path: Path | None, pictures: Path | None, lpips: Metric | None
 ) -> int:
-    """Checks everything, evaluates, prints the table and writes the JSON. Returns the exit status."""
+    """Evaluates the models, prints the table and writes the JSON. Returns the exit status: 1 when a pair was left out."""
     if json_path and json_path.is_dir():
         raise Refused(f"--json {json_path}: is a folder; give a file name")
     result, faults = evaluate(_by_name(models), pairs, pictures, lpips)
@@ -120,5 +120,5 @@ def _by_name(folders: Sequence[str | Path]) -> dict[str, Model]:
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Writes the JSON. NaN, which is not JSON, would be an error here and not in whoever reads it."""
+    """Writes the JSON. NaN is not JSON: it raises an error here rather than in the program that reads the file."""
     storage.write_output(path, json.dumps(result, indent=2, allow_nan=False) + "\n")

@@ -35,7 +35,7 @@ def load(backbone: lpips.Backbone, weights: str = "download", heads: str = "down
     network = download(*TORCHVISION[backbone]) if weights == "download" else Path(weights)
     name, digest = HEADS[backbone]
     linear = download(HEADS_AT + name, digest, prefix=f"lpips_v0.1_{backbone}_") if heads == "download" else Path(heads)
-    # Each file is named by the flag it came with: people mix up the two.
+    # The message names the flag of the wrong file, because people mix up the two.
     try:
         params = lpips.params_from_torchvision(backbone, read_arrays(network))
     except Refused as error:

@@ -1,8 +1,8 @@
 """Full-reference metrics on what a user would see: uint8 RGB `[H, W, 3]` at full resolution. PSNR is in dB.
 
 The *edit* is where source and target differ in any channel by at least 1/255. A metric that is not defined for an image
-is None: identical images have no PSNR, and an untouched pair has no edit. A new metric is entered in `compare` or
-`compare_edit`, and in `report.COLUMNS`.
+is None: identical images have no PSNR, and an untouched pair has no edit. A new metric is added to `compare` or
+`compare_edit`, and to `report.COLUMNS`.
 """
 
 import math
@@ -38,7 +38,7 @@ def edit_mask(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def compare(source: np.ndarray, target: np.ndarray, output: np.ndarray) -> Values:
-    """How close `output` comes to `target`. Every row of the table has these, and so has the identity (output = source)."""
+    """Measures how close `output` is to `target`. Every row of the table has these, the identity's (output = source) too."""
     edit = edit_mask(source, target)
     return {
         "psnr_rgb_u8": psnr(output, target),
@@ -48,7 +48,7 @@ def compare(source: np.ndarray, target: np.ndarray, output: np.ndarray) -> Value
 
 
 def compare_edit(source: np.ndarray, target: np.ndarray, output: np.ndarray) -> Values:
-    """What a model did, inside and outside the edit.
+    """Measures what a model did inside and outside the edit.
 
     * `edit_recovered`: 0 when nothing of the edit was done, 1 when all of it was, negative when it made matters worse.
     * `outside_error`: mean change outside the edit, in 1/255.

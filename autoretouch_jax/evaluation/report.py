@@ -20,12 +20,12 @@ COLUMNS = {
     "outside_identical": ("outside identical", "{:.2%}"),
     "lpips": ("LPIPS", "{:.4f}"),
 }
-# What doing nothing scores by definition.
+# The scores of doing nothing that follow from the definitions.
 IDENTITY = {"edit_recovered": 0.0, "outside_error": 0.0, "outside_identical": 1.0}
 
 
 def table(result: dict[str, Any]) -> str:
-    """Returns the identity's row and each model's as text."""
+    """Returns the table as text: a row for the identity and one for each model."""
     models = result.get("models", {"model": result["model"]})
     columns = {key: column for key, column in COLUMNS.items() if key in result["model"]}
     rows = []

@@ -1,4 +1,4 @@
-"""A generator applied to a whole image: tiles, gate and dead zone. Evaluation, sampling and retouching all come here.
+"""Applies a generator to a whole image: tiles, gate and dead zone. Evaluation, sampling and retouching all use this.
 
 Images are uint8 `[H, W, 3]`, RGB, of any size.
 """
@@ -23,7 +23,7 @@ TILE_STEP = 64  # tiles of smaller images have a multiple of this as their side,
 def retouch_array(model: Model, image: np.ndarray, strength: float = 1.0, tile: int = TILE) -> np.ndarray:
     """Returns the retouched image, uint8, of the same size.
 
-    `strength` 0 returns the input, 1 the model's output, and in between a blend of the two.
+    `strength` 0 returns the input, 1 the model's output, and a value in between a blend of the two.
     """
     output, mask = network_output(model, image, tile)
     return apply_gate(model.config, image, output, mask, strength)
@@ -32,7 +32,7 @@ def retouch_array(model: Model, image: np.ndarray, strength: float = 1.0, tile: 
 def network_output(model: Model, image: np.ndarray, tile: int = TILE) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns the network's own 8-bit output, before gate and dead zone, and its mask, float32 `[H, W]` in [0, 1], or None.
 
-    The image is mirrored beyond its borders and cut into tiles that overlap by the receptive radius, so that the size of the
+    The image is mirrored beyond its borders and cut into tiles with a halo of the receptive radius, so that the size of the
     tiles does not show in the result. Networks that look at the whole image at once get it whole.
     """
     height, width = image.shape[:2]
@@ -42,7 +42,8 @@ def network_output(model: Model, image: np.ndarray, tile: int = TILE) -> tuple[n
         halo, tile_height, tile_width = 0, -(-height // grid) * grid, -(-width // grid) * grid
     else:
         halo = radius
-        tile_height = tile_width = min(tile, -(-max(height, width) // TILE_STEP) * TILE_STEP)
+        step = max(TILE_STEP, grid)
+        tile_height = tile_width = min(-(-tile // grid) * grid, -(-max(height, width) // step) * step)
     rows, columns = -(-height // tile_height), -(-width // tile_width)
     padded = _mirror(image, halo, halo + rows * tile_height - height, halo + columns * tile_width - width)
     corners = [(top, left) for top in range(0, height, tile_height) for left in range(0, width, tile_width)]
@@ -67,7 +68,7 @@ def _apply(config: Generator, variables: dict, tiles: jax.Array) -> tuple[jax.Ar
 
 
 def _on_all_devices(model: Model, windows: list[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Yields the network's output for each window, one window per device at a time."""
+    """Yields the network's output and mask for each window. Each device computes one window at a time."""
     at_once = min(len(windows), devices.local_devices())
     for first in range(0, len(windows), at_once):
         group = windows[first : first + at_once]
@@ -86,12 +87,12 @@ def apply_gate(
     A pixel is left alone, bit-identical, when its mask is below the network's gate, or when no channel would change by more
     than the dead zone.
     """
-    # On 8-bit levels, so that "unchanged" means what is written to the file.
+    # On 8-bit levels, so that an unchanged pixel is unchanged in the file too.
     change = output.astype(np.int16) - image
-    keep = np.abs(change).max(-1) > config.dead_zone
+    applied = np.abs(change).max(-1) > config.dead_zone
     if mask is not None:
-        keep &= mask >= config.gate
-    change *= keep[..., None].astype(np.int16)
+        applied &= mask >= config.gate
+    change *= applied[..., None].astype(np.int16)
     return (image + np.rint(strength * change.astype(np.float32))).astype(np.uint8)
 
 

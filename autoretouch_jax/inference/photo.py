@@ -1,4 +1,4 @@
-"""Photographs as files: read with all that belongs to them, and written back with it. The only writer of photographs."""
+"""Reads photographs and writes them back with their format, profile, EXIF and alpha. The only writer of photographs."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +11,8 @@ from autoretouch_jax.data.images import decoded, split_alpha
 from autoretouch_jax.errors import BadInput
 from autoretouch_jax.runtime.storage import replacing
 
-MODES = ("RGB", "RGBA", "L", "LA", "P")  # Pillow's modes of 8 bits a channel that come back as they were
-CARRIED = ("icc_profile", "exif", "dpi")  # what Pillow can hand on from the file that was read to the one that is written
+MODES = ("RGB", "RGBA", "L", "LA", "P")  # Pillow's modes of 8 bits a channel; a palette (P) is written back as RGB
+CARRIED = ("icc_profile", "exif", "dpi")  # Pillow's names of what is copied from the file read to the file written
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ def read_photo(path: Path) -> Photo:
     with decoded(path) as image:
         if image.mode not in MODES:
             raise BadInput(f"{path}: {image.mode} pixels; convert it to 8-bit RGB first")
-        # Only what is there: Pillow would write an empty profile.
+        # Only the entries that have a value: Pillow would write an empty profile.
         options = {key: image.info[key] for key in CARRIED if image.info.get(key)}
         kind = image.format or "PNG"
         if isinstance(image, JpegImagePlugin.JpegImageFile) and image.mode == "RGB":
-            # The photograph's own tables: what was not retouched is encoded as it was before.
+            # With the photograph's own tables, areas that were not retouched are encoded as they were before.
             options |= {"qtables": image.quantization, "subsampling": JpegImagePlugin.get_sampling(image)}
         elif kind == "WEBP":
             options["lossless"] = True  # another lossy encoding would change every pixel
@@ -50,7 +50,7 @@ def read_photo(path: Path) -> Photo:
 def write_photo(path: Path, photo: Photo, pixels: np.ndarray) -> None:
     """Writes `pixels` as `photo` was stored: format, colour profile, EXIF, alpha. The file appears whole or not at all."""
     image = Image.fromarray(pixels)
-    # A grey photograph has come back in three channels, whose luma is taken.
+    # The network returns three channels. A grey photograph is written with their luma.
     if photo.grey:
         image = image.convert("L")
     if photo.alpha is not None:

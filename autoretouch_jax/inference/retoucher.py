@@ -1,4 +1,4 @@
-"""`autoretouch retouch`: a model on photographs."""
+"""`autoretouch retouch`: applies a model to photographs."""
 
 import sys
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from autoretouch_jax.models.folder import load_model
 
 
 def run(model: str | Path, photos: Sequence[Path], out: Path, strength: float) -> int:
-    """Retouches every photograph into `out` under its own name. Returns the exit status: 1 when some could not be done.
+    """Retouches every photograph into `out` under its own name. Returns the exit status: 1 when some failed.
 
-    Each of those is named, and the others are written.
+    The failed ones are named, and the others are written.
     """
     if not 0 <= strength <= 1:
         raise Refused(f"--strength {strength}: must be between 0 (the photo as it is) and 1 (all of the model's retouch)")
-    # All refusals come before the model is loaded and before the folder is made.
+    # The photographs are checked before the model is loaded, and both before the folder is made.
     jobs = _plan(photos, out)
     loaded = load_model(model)
     out.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ def run(model: str | Path, photos: Sequence[Path], out: Path, strength: float) -
         try:
             photo = read_photo(path)
             write_photo(destination, photo, retouch_array(loaded, photo.pixels, strength))
-        # One bad photograph, or a full disk, does not stop the others; each is named at the end.
+        # One bad photograph, or a write that fails, does not stop the others. Each is named at the end.
         except (BadInput, OSError) as error:
             faults.append(str(error))
     for fault in faults:
@@ -39,7 +39,7 @@ def run(model: str | Path, photos: Sequence[Path], out: Path, strength: float) -
 
 
 def _plan(photos: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
-    """Returns which file is written where. A folder stands for the images in it. Refuses to overwrite what it reads."""
+    """Returns `(photo, destination)` of every file. A folder stands for all images below it. No photo may be overwritten."""
     paths: list[Path] = []
     for photo in photos:
         if photo.is_dir():

@@ -71,7 +71,7 @@ def load_model(folder: Any) -> Model:
     except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         raise Refused(f"{path}: broken model ({type(error).__name__}: {error}); copy the folder again") from error
     variables = flax.traverse_util.unflatten_dict(flat, sep="/")
-    # Truncated files and another network's weights fail here, by name, and not in the first convolution.
+    # Missing weights, or those of another network, are named here instead of failing in the first convolution.
     check_shapes(path, config, variables)
     return Model(config, variables, description.get("data_license"))
 

@@ -1,4 +1,4 @@
-"""From the description of a network to its Flax module. A new network is entered here."""
+"""Makes the Flax module of a network from its description. A new network is added here."""
 
 from typing import Any
 

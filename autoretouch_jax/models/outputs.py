@@ -1,4 +1,4 @@
-"""What networks return, in one shape for all of them."""
+"""The outputs of networks, in one form for all of them."""
 
 from typing import NamedTuple
 

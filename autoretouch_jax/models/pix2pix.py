@@ -20,7 +20,7 @@ class UNetGenerator(nn.Module):
     """`levels` stride-2 convolutions down, as many transposed ones up, skips between them, and a tanh at the end.
 
     The authors' activations work in place, so that a skip carries the *activated* tensor; ours carries the same. The outermost
-    and the innermost convolution have no BatchNorm, and convolutions before a norm have no bias. The result is float32.
+    and the innermost convolution have no BatchNorm, and only the last layer has a bias. The result is float32.
     """
 
     config: networks.Pix2Pix
@@ -40,7 +40,7 @@ class UNetGenerator(nn.Module):
             return batch_norm(train, BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON, name, self.axis)(x).astype(dtype)
 
         x = conv(widths[0], 4, 2, 1, dtype, "down0", bias=False)(source.astype(dtype))
-        # The first level is not activated before its convolution, because that would cut the image's dark half.
+        # The image itself is not activated before the first convolution, because that would flatten its dark half.
         skips = []
         for level in range(1, config.levels):
             x = leaky(x)

@@ -1,4 +1,4 @@
-"""Generators that others trained with the published PyTorch code of pix2pix and pix2pixHD, as ours.
+"""Converts generators that others trained with the published PyTorch code of pix2pix and pix2pixHD to ours.
 
 State dicts come as `{name: array}` from `weights_file.read_arrays`. Which network one holds, and how large it is, follows from
 the names and shapes of its tensors.
@@ -24,7 +24,7 @@ def import_generator(arrays: Arrays) -> tuple[networks.Generator, dict[str, Any]
     It understands pix2pix' U-Nets with BatchNorm, and pix2pixHD's global generator and local enhancer with instance norm.
     Raises Refused for anything else, naming the first tensor that does not fit.
     """
-    # Weights saved from `DataParallel` have a prefix, and BatchNorm a counter that we do not need.
+    # Weights saved from `DataParallel` have a prefix, and BatchNorm has a counter that we do not need.
     arrays = {name.removeprefix("module."): value for name, value in arrays.items() if not name.endswith("num_batches_tracked")}
     # The most specific network first: a local enhancer contains the layers of a global generator.
     if any(name.startswith("model1_1.") for name in arrays):
@@ -62,10 +62,10 @@ def _pix2pix_unet(arrays: Arrays) -> tuple[networks.Pix2Pix, dict[str, Any]]:
             tensors.take_norm(prefix, (f"{side}_norm{level}",))
         else:
             tensors.take_conv(prefix, (f"{side}{level}",), transposed=side == "up")
-    # A level without its convolution would otherwise be found out as a strange shape far from here.
+    # Without this check, a missing convolution would only cause a strange error far from here.
     if missing := sorted({f"down{i}" for i in range(last + 1)} - {path[1] for path in tensors.flat}):
         raise Refused(f"not a complete U-Net: the convolution of level {missing[0].removeprefix('down')} is missing")
-    # The sizes that no name tells come from the shapes.
+    # The width is not in the names, so it comes from a shape.
     width = tensors.flat["params", "down0", "kernel"].shape[-1]
     return networks.Pix2Pix(width=width, levels=last + 1), tensors.variables()
 
@@ -98,7 +98,7 @@ def _pix2pixhd_local(arrays: Arrays) -> tuple[networks.Pix2PixHDLocal, dict[str,
 
 
 def _take_global_features(tensors: "StateDict", root: str, has_head: bool) -> tuple[int, int]:
-    """Takes the layers of the global generator, and returns its downsamplings and blocks."""
+    """Takes the layers of the global generator, and returns how many downsamplings and blocks it has."""
     prefixes = tensors.convolutions(root)
     blocks = [prefix for prefix in prefixes if ".conv_block." in prefix]
     # The stem, then the downsamplings, then the blocks, then as many upsamplings, and a head.
@@ -158,7 +158,7 @@ class StateDict:
         return np.asarray(self.arrays[name], np.float32)
 
     def variables(self) -> dict[str, Any]:
-        """The Flax variables. Raises Refused when a tensor was left: the network is then another one than was thought."""
+        """The Flax variables. Raises Refused when a tensor is left: the file then holds another network."""
         if self.left:
             raise Refused(f"{min(self.left)} has no place in this network; was it trained with another norm or more layers?")
         return flax.traverse_util.unflatten_dict(self.flat)

@@ -1,7 +1,7 @@
 """Reads a PyTorch state dict without PyTorch and without executing a pickle.
 
-It understands both file forms: the zip archive (PyTorch ≥ 1.6) and the older stream of pickles, in which torchvision's VGG
-files still are. The unpickler knows the few names that a state dict needs and refuses every other one.
+It understands both file forms: the zip archive (PyTorch ≥ 1.6) and the older stream of pickles, in which torchvision
+still publishes its VGG files. The unpickler knows the few names that a state dict needs and refuses every other one.
 """
 
 import collections
@@ -81,7 +81,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     except (pickle.UnpicklingError, AttributeError, TypeError, IndexError, UnicodeDecodeError) as error:
         raise ValueError(f"not a PyTorch state dict: {error}") from error
     if not isinstance(tensors, dict):
-        raise ValueError("not a state dict: the file holds something else than a dictionary of tensors")
+        raise ValueError("not a state dict: the file holds something other than a dictionary of tensors")
     return {name: t.array(data[t.storage.key]) for name, t in tensors.items() if isinstance(t, _Tensor)}
 
 

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-Preprocess = Literal["torchvision", "keras", "raw"]  # how a framework's weights want their images
+Preprocess = Literal["torchvision", "keras", "raw"]  # how a framework's weights expect their images
 
 CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 CHANNELS = (64, 128, 256, 512, 512)
@@ -24,7 +24,7 @@ def layer_names(network: str) -> list[str]:
 
 
 def preprocess(image: jax.Array, kind: Preprocess) -> jax.Array:
-    """[-1, 1] RGB → what that framework's weights were trained on. `raw` changes nothing, as pix2pixHD's published code."""
+    """[-1, 1] RGB → the images that the weights were trained on. `raw` changes nothing, as in pix2pixHD's published code."""
     if kind == "raw":
         return image
     unit = image * 0.5 + 0.5

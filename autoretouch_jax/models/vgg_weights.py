@@ -28,7 +28,7 @@ def vgg_params(arrays: Mapping[str, np.ndarray], network: str, layers: Sequence[
     Returns the parameters up to the deepest of `layers`, and which preprocessing they were trained with. Raises Refused, naming
     the first tensor that is missing.
     """
-    # The naming tells the framework, and the framework how images must be normalised.
+    # The names tell the framework, and the framework tells how images must be normalised.
     kind: vgg.Preprocess = "torchvision" if any(name.startswith("features.") for name in arrays) else "keras"
     params, names = {}, vgg.layer_names(network)
     index = 0  # in torchvision's Sequential: a convolution and a ReLU each, and a pool after each block
@@ -80,7 +80,7 @@ def load_vgg(
         return module("torchvision"), _random_like(shapes)
     path = download(*TORCHVISION[network]) if weights == "download" else Path(weights)
     params, kind = vgg_params(read_arrays(path), network, layers)
-    # Keras' weights expect BGR in 0 … 255; fed with [-1, 1] they would see a black image.
+    # Keras' weights expect BGR in 0 … 255 minus the mean; an image in [-1, 1] would look almost uniform to them.
     if raw_input and kind == "keras":
         raise Refused(f"weights {path}: --loss.vgg-input raw needs torchvision's weights, these are Keras' and expect BGR")
     for name, layer in shapes.items():

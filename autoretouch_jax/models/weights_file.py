@@ -17,7 +17,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Returns every array of a weights file by name. Raises Refused, naming the file, when it is missing or unreadable."""
     if not path.is_file():
         raise Refused(f"weights {path}: no such file")
-    # By the ending, because the formats share no magic number that would tell them apart.
+    # The ending tells the format, because .npz and newer .pth files are both zip archives.
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as archive:
@@ -33,7 +33,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _read_h5(path: Path) -> dict[str, np.ndarray]:
     try:
-        # An extra, because few people have Keras' files.
+        # h5py comes with an extra, because few people have Keras' files.
         import h5py
     except ImportError as error:
         raise Refused(

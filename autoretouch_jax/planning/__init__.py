@@ -1,1 +1,1 @@
-"""`autoretouch plan`: what a config's step needs on machines that are not here."""
+"""`autoretouch plan`: predicts what a config's step needs on machines that are not here."""

@@ -1,4 +1,4 @@
-"""What accelerators can do, from their makers' data sheets, and a training step's time at the roofline.
+"""The speed and memory of accelerators, from their makers' data sheets, and a training step's time at the roofline.
 
 FLOP/s are dense, for the multiplications that a training step uses: on TPUs float32 convolutions multiply in bfloat16 by
 default, on GPUs in TF32. GB are 10⁹ bytes, except for memory, which is in GiB as XLA counts it.
@@ -20,7 +20,7 @@ class Chip:
     memory: float  # GiB
     bandwidth: float  # bytes/s of its memory
     links: float  # bytes/s to its neighbours, over all links together, in one direction
-    network: float  # bytes/s of a chip's share of the network between hosts; on TPUs, whose links join hosts, theirs
+    network: float  # bytes/s of a chip's share of the network between hosts; on TPUs, whose links join hosts, that of the links
     per_host: int  # chips of a host in a large machine
 
 
@@ -30,7 +30,7 @@ def _chip(name: str, float32: float, bfloat16: float, memory: float, bandwidth: 
 
 
 # TPUs: Google Cloud's system architecture pages. Half of the stated interconnect is one direction. GPUs: NVIDIA's data sheets.
-# Between GPU hosts we assume one 400 Gbit/s adapter per GPU for the large ones, 100 Gbit/s per host of eight for the others.
+# Between GPU hosts we assume one adapter per GPU: 400 Gbit/s for H100 and H200, 200 for A100. Others: 100 per host of eight.
 CHIPS = {
     chip.name: chip
     for chip in (

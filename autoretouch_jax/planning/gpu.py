@@ -1,4 +1,4 @@
-"""Estimates a step's memory, FLOPs and bytes from its trace, for GPUs, whose compiler needs one.
+"""Estimates a step's memory, FLOPs and bytes from its trace, for GPUs, because XLA compiles for a GPU only where there is one.
 
 An array of the traced program lives from the operation that makes it to the last one that reads it, and an operation reads and
 writes its arrays once. What a compiler would fuse is counted as fused: an array that only elementwise operations read is not
@@ -29,10 +29,10 @@ def estimate(config: Config, count: int) -> dict[str, Any]:
     def step(*arguments: Any) -> Any:
         return train_step(*arguments, networks=networks, config=config)
 
-    # An axis of one device: the program has its collectives, and one device's shapes.
+    # With an axis of one device, the traced program has the shapes of one device.
     traced = jax.make_jaxpr(step, axis_env=[(devices.AXIS, 1)])(state, batch, frozen)
     specs = state_specs(state, count if config.parallel.optimizer_state == "sharded" else 1)
-    # What lives during the whole step: state, batch, and the frozen VGG.
+    # State, batch and the frozen VGG live during the whole step.
     argument = _bytes(batch) + _bytes(frozen) + devices.bytes_per_device(state, specs, count)
     peak, flops, accessed = _walk(traced.jaxpr)
     # Each network is averaged in one all-reduce; metrics are too few to count.
@@ -55,13 +55,13 @@ def _walk(jaxpr: Any) -> tuple[int, float, float]:
             if not hasattr(variable, "val"):
                 last[variable] = number
     last |= {variable: len(jaxpr.eqns) for variable in jaxpr.outvars if not hasattr(variable, "val")}
-    # First where every array is read last, then the walk in the order of the program.
+    # Now that the last use of every array is known, walk through the program and free each array after it.
     stored = _stored(jaxpr)
     live, peak, flops, accessed = 0, 0, 0.0, 0.0
     alive: dict[Any, int] = {}
     for number, equation in enumerate(jaxpr.eqns):
         inner = [_walk(body) for body in _bodies(equation)]
-        # The body of a loop costs as often as it runs, but its memory is used again.
+        # The FLOPs and bytes of a loop's body count once per pass, but every pass uses the same memory.
         times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         flops += times * sum(part[1] for part in inner) + _flops(equation)
         accessed += times * sum(part[2] for part in inner)
@@ -100,7 +100,7 @@ def _size(variable: Any) -> int:
 
 
 def _flops(equation: Any) -> float:
-    """Two for a multiply-accumulate. Padding is counted; an elementwise operation is one per element."""
+    """Counts two for a multiply-accumulate, padding included, and one per element for any other operation."""
     if equation.primitive.name == "conv_general_dilated":
         kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
         numbers = equation.params["dimension_numbers"]

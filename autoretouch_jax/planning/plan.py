@@ -32,7 +32,7 @@ def run(config: Config, topology: str, fit: bool, json_path: Path | None) -> int
         config = best_fit(config, machine)
     result = analyse(config, machine)
     print(report(config, machine, result))
-    # As flags, so that the next command can be copied.
+    # Printed as flags, which can be copied into the next command.
     if fit:
         flags = f"--train.batch {config.train.batch} --data.crop {config.data.crop} --parallel.remat {config.parallel.remat}"
         print(f"the fastest that fits: {flags}")
@@ -57,7 +57,7 @@ def plannable(config: Config) -> Config:
 
 
 def analyse(config: Config, machine: Slice) -> dict[str, Any]:
-    """Returns the figures of the step per device, its time, and how that grows from one chip to all."""
+    """Returns the figures of the step per device, and its time and speed on one chip, one host, and so on to all chips."""
     check_batch(config.train.batch, machine.count, config.parallel.accumulate)
     # A TPU's compiler runs anywhere; a GPU's needs its GPU.
     if machine.is_tpu:
@@ -79,8 +79,8 @@ def _limit(machine: Slice) -> float:
 
 
 def _chip_counts(machine: Slice) -> list[int]:
-    """One chip, one host, twice as many hosts, and so on to the whole machine."""
-    # Communication jumps at the border of a host, so the whole hosts are what is worth seeing.
+    """Returns the counts to show: one chip, one host, twice as many hosts, and so on to the whole machine."""
+    # Communication slows down at the border of a host, so only whole hosts are worth showing.
     counts, count = [1], min(machine.chip.per_host, machine.count)
     while count < machine.count:
         counts.append(count)
@@ -116,7 +116,7 @@ def best_fit(config: Config, machine: Slice) -> Config:
     """
     candidates: list[tuple[float, Config]] = []
     grid = max(16, config.generator.grid)
-    # The config's crop, twice and half of it: another network would be another recipe.
+    # Only the config's crop, twice and half of it: a very different crop would be another recipe.
     crops = {config.data.crop, 2 * config.data.crop, max(64, config.data.crop // 2 // grid * grid)}
     for crop in sorted(crop for crop in crops if crop % grid == 0):
         for remat in ("none", "norms", "full"):
@@ -174,9 +174,9 @@ def _largest_that_fits(config: Config, machine: Slice) -> list[tuple[float, Conf
 
 
 def _confirm(config: Config, machine: Slice) -> tuple[float, Config] | None:
-    """Analyses a candidate, with half the images as long as it does not fit. Returns its speed and itself, or None."""
+    """Analyses a candidate, halving its images until it fits. Returns the speed and the config that fits, or None."""
     images = config.train.batch // machine.count
-    # An estimate can be too low. XLA has the last word, and then half the images may fit.
+    # An estimate can be too low. Where XLA says that the step does not fit, half the images may.
     while images:
         config = _variant(config, config.data.crop, images, config.parallel.remat, machine)
         figures = analyse(config, machine)
@@ -195,7 +195,7 @@ def _pixels_per_s(config: Config, scaled: dict[str, Any]) -> float:
 
 def report(config: Config, machine: Slice, figures: dict[str, Any]) -> str:
     """Returns what `plan` prints."""
-    source = "XLA's analysis of the compiled step" if machine.is_tpu else "arithmetic on the traced step; no GPU was asked"
+    source = "XLA's analysis of the compiled step" if machine.is_tpu else "arithmetic on the traced step, without a GPU"
     lines = [
         f"{config.generator.network} on {machine.topology}: {machine.count} chip(s), {machine.hosts} host(s); "
         f"{figures['batch_per_device']} image(s) of {config.data.crop}² per device, {config.train.precision}, "
@@ -208,8 +208,8 @@ def report(config: Config, machine: Slice, figures: dict[str, Any]) -> str:
     if "memory" in figures:
         memory = {name: size / GIB for name, size in figures["memory"].items()}
         lines.append(
-            f"  memory   {memory['peak']:.2f} GiB at the peak of the chip's {machine.chip.memory:.0f}: state and batch "
-            f"{memory['argument']:.2f}, temporaries {memory['temp']:.2f} when laid out"
+            f"  memory   peak {memory['peak']:.2f} GiB of the chip's {machine.chip.memory:.0f}; state and batch "
+            f"{memory['argument']:.2f}, buffer for temporaries {memory['temp']:.2f}"
         )
         lines.append(f"  compute  {figures['flops'] / 1e12:.3f} TFLOP, {figures['bytes'] / 1e9:.1f} GB through memory")
         moved = [f"{entry['count']} {kind}, {entry['bytes'] / 1e6:.1f} MB" for kind, entry in figures["collectives"].items()]
@@ -233,8 +233,8 @@ def _scaling_table(scaling: list[dict[str, Any]]) -> str:
 
 
 def _advice(config: Config, images: int) -> str:
-    """Returns what to change, the cheapest first."""
-    # In the order of what they cost: time, precision, more steps, and last a smaller crop, which changes the recipe.
+    """Returns advice on what to change, the cheapest first."""
+    # Ordered by cost: time, precision, more steps, and last a smaller crop, which changes the recipe.
     options = []
     if config.parallel.remat != "full":
         options.append("--parallel.remat full")

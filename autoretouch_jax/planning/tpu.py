@@ -1,8 +1,8 @@
 """Compiles the real step for a TPU slice that is not here, in a process of its own.
 
 libtpu, the compiler, comes with the extra `plan` (0.5 GB). It must be told not to look for a TPU, and a process that has loaded
-it is good for nothing else. So the caller starts `python -m autoretouch_jax.planning.tpu`, which leaves its findings in a JSON
-file.
+it can be used for nothing else. So the caller starts `python -m autoretouch_jax.planning.tpu`, which writes its results to a
+JSON file.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ LIMIT_SECONDS = 3600
 
 
 def compile_for(config: Config, topology: str, cache: Path) -> dict[str, Any]:
-    """Returns what XLA says of the step of `config` on the slice: see `_analysis`. It is kept in `cache`.
+    """Returns XLA's analysis of the step of `config` on the slice (see `_analysis`), and keeps it in `cache`.
 
     Raises Refused when libtpu is missing or does not know the slice.
     """
@@ -48,7 +48,7 @@ def compile_for(config: Config, topology: str, cache: Path) -> dict[str, Any]:
         return json.loads(kept.read_text()) | {"cached": True}
     with tempfile.TemporaryDirectory() as folder:
         request, result = Path(folder) / "request", Path(folder) / "result.json"
-        # Our own objects to our own child: nobody else can write this folder.
+        # A pickle is safe here: it goes from us to our own child, and nobody else can write to this folder.
         request.write_bytes(pickle.dumps((config, topology)))
         command = [sys.executable, "-m", "autoretouch_jax.planning.tpu", str(request), str(result)]
         with (Path(folder) / "log").open("w+") as log:
@@ -56,7 +56,7 @@ def compile_for(config: Config, topology: str, cache: Path) -> dict[str, Any]:
             _wait(child, f"compiling for {topology}, crop {config.data.crop}, batch {config.train.batch}")
             log.seek(0)
             output = log.read().strip()
-        # libtpu may abort in C++, so the missing file, and not the exit status, says that it failed.
+        # libtpu may abort in C++, so the missing file, not the exit status, shows that it failed.
         if not result.is_file():
             raise Refused(f"--topology {topology}: could not be compiled for: {_reason(output)}")
         findings = json.loads(result.read_text())
@@ -127,7 +127,7 @@ def _analysis(config: Config, topology: str) -> dict[str, Any]:
     lowered = lowered_step(config, *make_networks(config), devices.mesh_of_slice(topology))
     try:
         compiled = lowered.compile()
-    # That a step does not fit is a result. Any other error is the child's end, and its last line is shown.
+    # A step that does not fit is a result. Any other error ends the child, and the caller shows its last line.
     except Exception as error:
         needed = _need_and_limit(str(error))
         if needed is None:

@@ -27,7 +27,7 @@ SMALLEST_SHARDED = 1024  # scalars; sharding smaller arrays saves nothing
 def make_mesh(config: ParallelConfig, batch: int) -> Mesh:
     """Returns a one-axis mesh over the devices of all processes, those of a process side by side.
 
-    Raises Refused when there are too few devices or the batch does not divide.
+    Raises Refused when there are too few devices, or the batch cannot be divided evenly over them.
     """
     available = _in_process_order(jax.devices())
     count = config.devices or len(available)
@@ -45,7 +45,7 @@ def _in_process_order(devices: Any) -> list[Any]:
 
 
 def check_batch(batch: int, devices: int, accumulate: int) -> None:
-    """Refuses a batch that does not divide over so many devices and microbatches."""
+    """Refuses a batch that cannot be divided evenly over this many devices and microbatches."""
     if batch % devices:
         raise Refused(f"--train.batch {batch} does not divide over {devices} devices; choose a multiple of {devices}")
     if batch // devices % accumulate:
@@ -72,19 +72,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts a copy of every leaf on every device of the mesh. Every process gives the same values."""
+    """Puts a copy of every leaf on every device of the mesh. Every process passes the same values."""
     return jax.tree.map(lambda leaf: _put(leaf, replicated(mesh)), tree)
 
 
 def put(tree: Any, shardings: Any) -> Any:
-    """Puts every leaf where its sharding says. Every process gives the same, whole values."""
+    """Places every leaf as its sharding says. Every process passes the same, whole values."""
     return jax.tree.map(_put, tree, shardings)
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     if jax.process_count() == 1:
         return jax.device_put(leaf, sharding)
-    # `device_put` cannot reach the other processes' devices; each process makes the parts on its own.
+    # `device_put` cannot reach the other processes' devices, so each process fills the parts on its own devices.
     whole = np.asarray(leaf)
     return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
 
@@ -142,7 +142,7 @@ def shard_batch(batch: Any, mesh: Mesh, mode: str) -> Any:
 
 
 def local_devices() -> int:
-    """How many devices this process has."""
+    """The number of devices of this process."""
     return jax.local_device_count()
 
 
@@ -158,9 +158,9 @@ def spread_over_local_devices(batch: np.ndarray) -> Any:
 
 
 def wrap_step(step: Callable, mesh: Mesh, mode: str, specs: Any = None) -> Callable:
-    """Compiles `step(state, batch, frozen) -> (state, metrics)` for the mesh. The state's buffers are donated.
+    """Returns `step(state, batch, frozen) -> (state, metrics)` jitted for the mesh. The state's buffers are donated.
 
-    `specs` says how the state is sharded, where it is (`jit` only).
+    `specs` are the partition specs of the state. Without them, and with `pmap`, it is replicated.
     """
     if mode == "pmap":
         devices = list(mesh.devices.flat)
@@ -176,7 +176,10 @@ def wrap_step(step: Callable, mesh: Mesh, mode: str, specs: Any = None) -> Calla
 
 
 def _as_global_arrays(tree: Any, sharding: NamedSharding) -> Any:
-    """Among several processes, pmap returns arrays that know only this process's devices. The same buffers, on all devices."""
+    """Returns pmap's results, which know only this process's devices, as arrays over the devices of all processes.
+
+    The buffers stay the same.
+    """
 
     def whole(leaf: jax.Array) -> jax.Array:
         return jax.make_array_from_single_device_arrays(leaf.shape, sharding, [part.data for part in leaf.addressable_shards])
@@ -221,7 +224,7 @@ def _join_parts(part: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def fold_in_device(key: jax.Array) -> jax.Array:
-    """A random key of this device's own."""
+    """Returns a random key that is different on every device."""
     return jax.random.fold_in(key, jax.lax.axis_index(AXIS))
 
 
@@ -242,7 +245,7 @@ def describe_devices() -> list[str]:
 def time_all_reduce(size: int, rounds: int = 5) -> tuple[float, bool]:
     """Returns the seconds of an all-reduce of `size` bytes over all devices, and whether its sum was right.
 
-    It is the best of some rounds, after a warm-up, because other work on the machine only makes a round slower.
+    The time is the best of `rounds`, after a warm-up, because other work on the machine can only make a round slower.
     """
     mesh = Mesh(np.array(_in_process_order(jax.devices())), (AXIS,))
     ones = np.ones((mesh.local_mesh.size, size // 4), np.float32)

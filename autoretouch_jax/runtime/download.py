@@ -1,7 +1,7 @@
 """Published files, fetched once with a checksum.
 
-The library `pooch` would do it, but it compares whole digests, and torchvision publishes the first eight digits only, as part
-of the file's name.
+The library `pooch` does not fit: it compares whole digests, and torchvision publishes only the first eight digits, as part of
+the file's name.
 """
 
 import urllib.request
@@ -19,7 +19,7 @@ BLOCK = 1 << 20  # bytes read at a time
 def download(url: str, digest: str, folder: Path | None = None, prefix: str = "") -> Path:
     """Fetches `url` into the cache and returns its path there; a file that is there already is checked and kept.
 
-    The file appears, under `prefix` and its own name, only after its SHA-256 has been found to start with `digest`. Raises
+    The file, named `prefix` and its own name, appears only after its SHA-256 has been found to start with `digest`. Raises
     Refused when the server cannot be reached, the connection is cut, or the checksum is wrong. Nothing is left behind then.
     """
     folder = folder or cache_folder()
@@ -30,9 +30,9 @@ def download(url: str, digest: str, folder: Path | None = None, prefix: str = ""
     try:
         with replacing(path) as part:
             _fetch(url, part)
-            found = sha256(part)
-            if not found.startswith(digest):
-                message = f"{url}: wrong checksum (SHA-256 {found[:16]}…, expected {digest}…); try again, or give a local file"
+            actual = sha256(part)
+            if not actual.startswith(digest):
+                message = f"{url}: wrong checksum (SHA-256 {actual[:16]}…, expected {digest}…); try again, or give a local file"
                 raise Refused(message)
     except OSError as error:
         raise Refused(f"{url}: cannot download ({error}); fetch the file elsewhere and give its path instead") from error
@@ -47,6 +47,6 @@ def _fetch(url: str, path: Path) -> None:
                 out.write(block)
                 bar.update(len(block))
     size = path.stat().st_size
-    # urllib takes a connection that was cut for the end of the file.
+    # urllib does not tell a cut connection from the end of the file.
     if expected and size != expected:
         raise Refused(f"{url}: the connection was cut after {size} of {expected} bytes; try again")

@@ -1,8 +1,7 @@
 """The processes of a run: how they find each other and wait for each other.
 
 On a pod every host runs the same command. `start` makes the processes one run, `barrier` waits for all of them, and `gather`
-collects a text from each. A single process passes through all of it at no cost. What happens when a process is lost is in
-`watch.py`.
+collects a text from each. With a single process they return at once. `watch.py` deals with lost processes.
 """
 
 import contextlib
@@ -26,7 +25,7 @@ _abort_handler: Any = None  # C keeps only a pointer to it, so it must not be co
 
 
 def start(config: ParallelConfig) -> None:
-    """Becomes one of several processes where the config or the environment says so. It must come before any other use of JAX.
+    """Joins the run's other processes where the config or the environment names some. Call it before any other use of JAX.
 
     Raises Refused when the other processes cannot be reached within `config.timeout`.
     """
@@ -35,9 +34,9 @@ def start(config: ParallelConfig) -> None:
     arguments = _initialize_arguments(config)
     if arguments is None:
         return
-    # A lost process is for the watch to name; by default JAX would crash in C++ first.
+    # The watch names a lost process. By default JAX would end this one in C++ before it can.
     jax.config.update("jax_enable_recoverability", True)
-    # JAX's preemption service would replace our SIGTERM handler by its own; training/loop.py says why.
+    # JAX's preemption service would replace our SIGTERM handler; `agreed_to_stop` in training/loop.py says why ours is needed.
     jax.config.update("jax_enable_preemption_service", False)
     times: dict[str, Any] = {"initialization_timeout": config.timeout, "heartbeat_timeout_seconds": config.timeout}
     _explain_abort()
@@ -98,7 +97,7 @@ def index() -> int:
 
 
 def count() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return jax.process_count()
 
 
@@ -108,7 +107,7 @@ def is_first() -> bool:
 
 
 def barrier(name: str, timeout: float) -> None:
-    """Waits until every process has come here. After `timeout` seconds it names the missing ones and ends this process."""
+    """Waits until every process has called it. After `timeout` seconds it names the missing ones and ends this process."""
     client = coordination_client()
     if client is None or count() == 1:
         return

@@ -16,9 +16,9 @@ from autoretouch_jax.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, Refused
 
 
 class StopRequest:
-    """Notes SIGTERM and SIGINT while it is entered, which may happen more than once. A second SIGINT stops at once.
+    """Records SIGTERM and SIGINT within its `with` block, which may be nested. A second SIGINT stops at once.
 
-    `max_seconds` counts from the making of the object; 0 means no limit.
+    `max_seconds` counts from the creation of the object; 0 means no limit.
     """
 
     def __init__(self, max_seconds: float = 0.0) -> None:
@@ -58,7 +58,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def requeue_on_sigterm() -> Iterator[None]:
-    """Answers a SIGTERM with status 75 while nothing has been started, and so nothing needs saving.
+    """Exits with status 75 on SIGTERM while nothing has been started, so that nothing needs saving.
 
     A scheduler may stop a job while Python is still importing; without this it would count as a crash.
     """
@@ -70,7 +70,7 @@ def requeue_on_sigterm() -> Iterator[None]:
 
 
 def parse_duration(text: str) -> float:
-    """`11h50m`, `90m`, `45s` or plain seconds as seconds. Raises Refused for anything else."""
+    """Returns the seconds in a duration such as `11h50m`, `90m`, `45s` or `45`. Raises Refused for anything else."""
     match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
     if not text.strip() or match is None:
         raise Refused(f"{text}: not a time; write it as 11h50m, 90m, 45s or a number of seconds")

@@ -24,7 +24,7 @@ BLOCK = 1 << 22  # bytes read at a time
 def open_path(path: Any) -> Any:
     """Returns a `Path`, or for an object store its `epath.Path`, which has the same methods.
 
-    Raises Refused when what that store needs is not installed.
+    Raises Refused when the package for that store is not installed.
     """
     if not is_remote(path):
         return Path(path)
@@ -35,7 +35,7 @@ def open_path(path: Any) -> Any:
         raise Refused(f"{path}: {scheme}:// needs {error.name}: pip install 'autoretouch-jax[{scheme}]'") from error
     import fsspec  # type: ignore[import-untyped]
 
-    # fsspec keeps listings for ever by default, and would not see what other processes write.
+    # By default fsspec caches folder listings for ever, and would not see the files that other processes write.
     for store in ("s3", "gcs"):
         fsspec.config.conf.setdefault(store, {})["use_listings_cache"] = False
     os.environ.setdefault("EPATH_USE_TF", "0")
@@ -46,7 +46,7 @@ def open_path(path: Any) -> Any:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a name beside `path` to write to. When the block ends well it becomes `path`; otherwise it is removed."""
+    """Yields a temporary path beside `path` to write to. A block that succeeds moves it to `path`; else it is removed."""
     # The name is random because several processes may write the same file, into a cache for example.
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
@@ -82,7 +82,7 @@ def sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def reachable(what: str) -> Iterator[None]:
-    """Turns an error by which a disk or an object store says that it cannot be used into Refused. `what` begins the message."""
+    """Raises Refused, with a message that begins with `what`, when a disk or an object store cannot be used."""
     try:
         yield
     except Refused:
@@ -96,12 +96,12 @@ def reachable(what: str) -> Iterator[None]:
 
 
 def check_bucket(path: Any) -> None:
-    """Refuses a bucket that does not exist, because some libraries would silently make one."""
+    """Refuses a bucket that does not exist, because some libraries would silently create it."""
     if is_remote(path):
         scheme, rest = str(path).split("://", 1)
         bucket = f"{scheme}://{rest.split('/', 1)[0]}"
         if not open_path(bucket).exists():
-            raise Refused(f"{path}: there is no bucket {bucket}, or it may not be looked at; make it, or check the credentials")
+            raise Refused(f"{path}: there is no bucket {bucket}, or it cannot be accessed; create it, or check the credentials")
 
 
 def cache_folder() -> Path:

@@ -1,7 +1,7 @@
 """The watch over a run of several processes: it ends a process that would otherwise wait for a lost one for ever.
 
 A collective that waits for a lost process cannot be interrupted from Python: no exception, no signal handler reaches it. So a
-thread of every process reports over JAX's coordination service that it is alive, looks at the reports of the others, and ends
+thread of every process reports over JAX's coordination service that it is alive, reads the reports of the others, and ends
 its own process with a message when one of them has fallen silent.
 
 Keys in the service, `P` being a process's number:
@@ -27,24 +27,24 @@ from jax._src import distributed as _distributed  # the coordination service's c
 from autoretouch_jax.errors import EXIT_FAILED, EXIT_REFUSED, EXIT_REQUEUE, Refused, first_line
 
 REPORT_EVERY = 5.0  # seconds between two reports of a process
-SLOW = 2 * REPORT_EVERY  # seconds without a step after which the other processes are looked at
+SLOW = 2 * REPORT_EVERY  # seconds without a step after which a process checks the others
 SILENT = 2.5 * REPORT_EVERY  # seconds without a report after which a process counts as silent when a wait has failed
-LONGEST_WAIT = 4 * REPORT_EVERY  # seconds that a failed wait is explained for, at most
+LONGEST_WAIT = 4 * REPORT_EVERY  # seconds, at most, to find the missing processes after a failure
 LONGEST_STEP = 3600.0  # seconds allowed for the first step, which compiles
 
 
 def coordination_client() -> Any:
-    """The client of JAX's coordination service, or None for a single process. Asking does not start the devices."""
+    """The client of JAX's coordination service, or None for a single process. This does not initialise the devices."""
     return _distributed.global_state.client
 
 
 def end_process(message: str, stacks: bool = True, status: int = EXIT_REQUEUE) -> None:
-    """Prints the message and leaves at once, without unwinding: other threads may hang in a collective."""
+    """Prints the message and exits at once, without unwinding: other threads may hang in a collective."""
     if stacks:
         faulthandler.dump_traceback(all_threads=True)
     # JAX's own `process_index` would start the devices, which may hang by now.
     own = _distributed.global_state
-    advice = "the same command goes on from the last checkpoint" if status == EXIT_REQUEUE else "mend that first"
+    advice = "the same command goes on from the last checkpoint" if status == EXIT_REQUEUE else "fix that first"
     print(
         f"\nautoretouch: process {own.process_id} of {own.num_processes} ends: {message}; {advice}", file=sys.stderr, flush=True
     )
@@ -52,7 +52,7 @@ def end_process(message: str, stacks: bool = True, status: int = EXIT_REQUEUE) -
 
 
 def name_silent(client: Any, timeout: float) -> str:
-    """Waits until some process has been silent for long enough, `timeout` at most, and says which processes are missing."""
+    """Waits, `timeout` seconds at most, until a process counts as silent. Returns a text that names the missing processes."""
     deadline = time.monotonic() + min(timeout, LONGEST_WAIT)
     while time.monotonic() < deadline:
         try:
@@ -68,8 +68,8 @@ def _silent_processes(client: Any, seconds: float) -> list[str]:
     """The other processes that have not reported for so many seconds, each described in a few words."""
     reports = {key.rsplit("/", 1)[-1]: json.loads(text) for key, text in client.key_value_dir_get("autoretouch/alive/")}
     others = (process for process in range(jax.process_count()) if process != jax.process_index())
-    found = ((process, reports.get(str(process))) for process in others)
-    return [_describe(process, report) for process, report in found if report is None or _age(report) > seconds]
+    last_reports = ((process, reports.get(str(process))) for process in others)
+    return [_describe(process, report) for process, report in last_reports if report is None or _age(report) > seconds]
 
 
 def _age(report: dict[str, Any]) -> float:
@@ -136,18 +136,18 @@ class Watch:
             try:
                 self._report()
                 self._end_if_lost(waited)
-            except RuntimeError as error:  # the service does not answer; a short interruption is forgiven
+            except RuntimeError as error:  # the service does not answer; a short interruption is tolerated
                 if waited > min(self.timeout, LONGEST_WAIT) and not self._done.is_set():
                     reason = f"process 0, the coordinator, does not answer ({first_line(error)})"
                     end_process(f"{reason}; step {self._step} was the last")
 
     def _end_if_lost(self, waited: float) -> None:
         """Ends this process when another one has left or fallen silent, or when a step takes too long."""
-        if waited > SLOW:  # while steps are made nobody is missing, and the service is spared the questions
+        if waited > SLOW:  # while steps are made, no process is missing and the service need not be asked
             for key, text in self._client.key_value_dir_get("autoretouch/leaving/"):
                 reason, status = json.loads(text)
                 end_process(f"process {key.rsplit('/', 1)[-1]} has stopped: {reason}", stacks=False, status=status)
-            # Less than the whole time-out, so that the message comes before the time is over.
+            # Less than the whole timeout, so that the silent process is named before the timeout ends this one.
             if silent := _silent_processes(self._client, 0.7 * self.timeout):
                 end_process(f"no step for {waited:.0f} s after step {self._step}; missing: {', '.join(silent)}")
         if waited > self._allowed:

@@ -1,4 +1,4 @@
-"""What a sweep is: its config, its space, and how its trials are searched and compared."""
+"""The definition of a sweep: its config, its space, and how its trials are searched and compared."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from autoretouch_jax.sweeps.space import Space
 
 @dataclass(frozen=True)
 class Sweep:
-    """What all workers of a sweep have in common."""
+    """The values that all workers of a sweep share."""
 
     config: Config
     space: Space

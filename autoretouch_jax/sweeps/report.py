@@ -1,4 +1,4 @@
-"""What a sweep found: a table, a plot, and the winner's config as a file that `train` accepts."""
+"""The report of a sweep: a table, a plot, and the best trial's config as a file that `train` accepts."""
 
 import csv
 import dataclasses
@@ -54,7 +54,7 @@ def as_python(config: Config, docstring: str) -> str:
 
 
 def _rank(trial: FrozenTrial) -> tuple[bool, float, float]:
-    """Sorts finished trials first, by value, and the others by how far they came."""
+    """The sort key of a trial: finished ones rank highest, by value, then the others by the steps they made."""
     done, last = trial.state == TrialState.COMPLETE, max(trial.intermediate_values, default=-1)
     return done, 0.0 if done else last, trial.intermediate_values.get(last, float("-inf"))
 

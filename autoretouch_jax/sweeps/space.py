@@ -1,4 +1,4 @@
-"""What a sweep searches: keys of the config, and Optuna's distributions of their values."""
+"""The space of a sweep: keys of the config, and Optuna's distributions of their values."""
 
 import itertools
 import runpy
@@ -29,7 +29,7 @@ def read_space(path: Path) -> Space:
 
 
 def smallest_values(space: Space) -> dict[str, Any]:
-    """Returns one value for each key, the lowest or the first: enough to see whether any trial could run."""
+    """Returns one value for each key, the lowest or the first: enough to check whether a trial could run."""
     return {key: kind.choices[0] if hasattr(kind, "choices") else kind.low for key, kind in space.items()}
 
 
@@ -53,7 +53,7 @@ def _values(kind: Any) -> list[Any]:
 
 
 def trial_values(trial: Trial, space: Space) -> dict[str, Any]:
-    """Returns a trial's values: drawn when they are first asked for, and the same ever after."""
+    """Returns a trial's values. Optuna draws them once and returns the same ones ever after."""
     return {key: _suggest(trial, key, kind) for key, kind in space.items()}
 
 

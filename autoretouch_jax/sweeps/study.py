@@ -1,4 +1,4 @@
-"""The trials of a sweep, shared by any number of workers: who works on which, and what survives a kill.
+"""The trials of a sweep, shared by any number of workers, each of which may be killed at any time.
 
 Locks are the kernel's (`flock`): they are free as soon as their holder is dead, however it died. A trial that Optuna calls
 running and whose lock is free was left by a worker that died, and the next worker takes it over.
@@ -16,11 +16,11 @@ import optuna
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-STARTUP = 4  # trials that are drawn at random and never stopped early: before, there is nothing to compare with
+STARTUP = 4  # trials drawn at random first; none is stopped early before as many have finished
 
 
 class JournalLock:
-    """The lock of Optuna's journal. Optuna's own are files, which stay behind when their holder is killed."""
+    """The lock of Optuna's journal. Optuna's own locks are files, which stay behind when their holder is killed."""
 
     def __init__(self, journal: Path) -> None:
         self._journal = journal
@@ -43,7 +43,7 @@ class JournalLock:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the lock of a file. It waits for it."""
+    """Waits for the lock of a file and holds it."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -85,7 +85,7 @@ def frozen_trial(study: optuna.Study, number: int) -> FrozenTrial:
     return next(trial for trial in study.get_trials(deepcopy=False) if trial.number == number)
 
 
-def take_left(study: optuna.Study, folder: Callable[[int], Path]) -> tuple[Trial, IO[str]] | None:
+def take_abandoned(study: optuna.Study, folder: Callable[[int], Path]) -> tuple[Trial, IO[str]] | None:
     """Returns a trial that a dead worker has left, and its lock, or None. The caller holds the sweep's lock."""
     for left in study.get_trials(deepcopy=False):
         if left.state != TrialState.RUNNING:
@@ -115,13 +115,13 @@ def take_new(
     """
     trials = study.get_trials(deepcopy=False)
     number = len(trials)
-    # A worker that died after it had queued a combination, and before it began it, leaves a waiting trial.
+    # A worker that died after queueing a combination, and before starting it, leaves a waiting trial.
     waiting = any(trial.state == TrialState.WAITING for trial in trials)
     if not waiting and number >= limit:
         return None
     if combinations and not waiting:
         study.enqueue_trial(combinations[number])
-    # The seed is a function of sweep and trial alone: workers with seeds of their own would repeat each other's draws.
+    # The seed is a function of sweep and trial: workers that all began with the same seed would repeat each other's draws.
     draw = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
     if search == "random":
         study.sampler = optuna.samplers.RandomSampler(draw)

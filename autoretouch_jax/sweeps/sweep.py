@@ -25,7 +25,7 @@ from autoretouch_jax.runtime.stop import StopRequest
 from autoretouch_jax.sweeps import report
 from autoretouch_jax.sweeps.definition import Sweep
 from autoretouch_jax.sweeps.space import endless_keys, grid, smallest_values, trial_values
-from autoretouch_jax.sweeps.study import any_running, frozen_trial, locked, open_study, take_left, take_new
+from autoretouch_jax.sweeps.study import any_running, frozen_trial, locked, open_study, take_abandoned, take_new
 from autoretouch_jax.training import loop
 
 POLL = 2.0  # seconds between two looks for a trial that another worker may have left
@@ -67,6 +67,9 @@ def _checked_config(sweep: Sweep) -> Config:
     for key in sweep.space:
         if key not in known:
             raise Refused(f"--space: {key} is no key of the config{did_you_mean(key, list(known))}")
+    for flag, value in (("--trials", sweep.trials), ("--rungs", sweep.rungs)):
+        if value < 1:
+            raise Refused(f"{flag} {value}: must be at least 1")
     if not config.train.steps:
         raise Refused("--train.steps 0: a sweep compares trials at the same steps; give a number")
     if sweep.search == "grid" and (endless := endless_keys(sweep.space)):
@@ -76,10 +79,10 @@ def _checked_config(sweep: Sweep) -> Config:
 
 
 def _refuse_other_sweep(sweep: Sweep) -> None:
-    """Writes `sweep.json`, and refuses when the folder holds another sweep."""
+    """Refuses a folder that holds another sweep, and writes `sweep.json`."""
     path = sweep.workdir / "sweep.json"
     description = {
-        # How a trial is spread over devices does not change its result, and workers may differ in it.
+        # Workers may have different devices, so `parallel` is not part of the sweep's identity.
         "config": dataclasses.asdict(dataclasses.replace(sweep.config, parallel=ParallelConfig())),
         "space": {key: repr(kind) for key, kind in sweep.space.items()},
         "search": sweep.search,
@@ -94,11 +97,11 @@ def _refuse_other_sweep(sweep: Sweep) -> None:
 
 
 def _take_trial(sweep: Sweep, study: optuna.Study) -> tuple[Trial, IO[str]] | None:
-    """Returns a trial that nobody works on, with its lock: one that was left, or a new one. None when there is none."""
+    """Returns a trial that nobody works on, with its lock: an abandoned or a new one. None when there is neither."""
     combinations = grid(sweep.space) if sweep.search == "grid" else []
     limit = len(combinations) or sweep.trials
     with locked(sweep.workdir / "lock"):
-        left = take_left(study, sweep.folder)
+        left = take_abandoned(study, sweep.folder)
         if left is not None:
             return left
         return take_new(study, sweep.space, sweep.search, sweep.config.train.seed, combinations, limit, sweep.folder)
@@ -106,7 +109,7 @@ def _take_trial(sweep: Sweep, study: optuna.Study) -> tuple[Trial, IO[str]] | No
 
 def _run_trial(sweep: Sweep, study: optuna.Study, trial: Trial, pairs: PairSource, stop: StopRequest) -> int | None:
     """Trains a trial and measures it at every rung. Returns an exit status when this worker was stopped, else None."""
-    # A trial that was taken over has been measured already at some rungs, and kept at some.
+    # A trial that was taken over may have been measured at some rungs already, and passed the pruner there.
     before = frozen_trial(study, trial.number)
     measured, kept_at = dict(before.intermediate_values), before.user_attrs.get("kept", 0)
     values = trial_values(trial, sweep.space)
@@ -138,7 +141,7 @@ def _run_trial(sweep: Sweep, study: optuna.Study, trial: Trial, pairs: PairSourc
                 study.tell(trial, state=TrialState.PRUNED)
                 print(f"trial {trial.number}: stopped early, below the median")
                 return None
-            # Asked again after a crash, when more trials are known, the pruner might answer otherwise.
+            # Recorded, because after a crash, with more trials to compare, the pruner might decide differently.
             trial.set_user_attr("kept", steps)
     study.tell(trial, measured[last])
     return None

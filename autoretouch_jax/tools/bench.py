@@ -1,4 +1,4 @@
-"""`autoretouch bench`: the speed of this machine, each figure beside a baseline measured in the same run."""
+"""`autoretouch bench`: measures the speed of reading data on this machine, beside a baseline measured in the same run."""
 
 import io
 import json
@@ -59,7 +59,7 @@ def _draw(home: Path, count: int) -> tuple[Path, Path]:
 
 
 def _as_png(source: Path, target: Path, home: Path, count: int) -> tuple[Path, Path]:
-    """Writes the pairs as Pillow writes PNG by default: the baseline reads them, and its size is compared with theirs."""
+    """Writes the pairs as PNG with Pillow's defaults, for the baseline to read and for the comparison of sizes."""
     files, _ = checked_pairs(source, target)
     for index in range(min(count, len(files.names))):
         for name, image in zip(("source", "target"), files.read(index), strict=True):
@@ -95,7 +95,7 @@ def _measure(png: tuple[Path, Path], records: Path, seconds: float) -> dict:
 
 
 def _png_reader(sources: list[Path], targets: list[Path]) -> Reader:
-    """Returns the baseline: it decodes both PNGs and cuts them. They are in memory, so that no disk is measured."""
+    """Returns the baseline: it decodes both PNGs and cuts them. The files are in memory, so that no disk is measured."""
     memory = [(source.read_bytes(), target.read_bytes()) for source, target in zip(sources, targets, strict=True)]
 
     def read(rng: np.random.Generator, crop: int | None) -> None:

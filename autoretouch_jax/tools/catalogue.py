@@ -63,14 +63,14 @@ def parameters(config: Any) -> int:
 
 
 def multiply_accumulates(config: Any, side: int) -> int:
-    """Counts those of all convolutions, in one inference on a side × side image, without taps that fall on zero padding."""
+    """Counts the multiply-accumulates of all convolutions on a side × side image, without taps that fall on zero padding."""
     module, images = module_and_images(config, side, side)
     jaxpr = jax.make_jaxpr(lambda variables, *inputs: module.apply(variables, *inputs))(_variables(config), *images)
     return sum(_multiply_accumulates(equation) for equation in _convolutions(jaxpr.jaxpr))
 
 
 def _convolutions(jaxpr: Any) -> Iterator[Any]:
-    """Yields the convolutions of a traced program, those of the programs inside it too."""
+    """Yields the convolutions of a traced program, including those of the programs inside it."""
     for equation in jaxpr.eqns:
         inner = [value for value in equation.params.values() if hasattr(value, "jaxpr") or hasattr(value, "eqns")]
         if inner:
@@ -97,7 +97,7 @@ def _multiply_accumulates(equation: Any) -> int:
 def receptive_field(config: Any, side: int = 512) -> int:
     """Returns the side of the largest square that an output pixel sees through the layers, without the norms.
 
-    It is measured on a tall and narrow image with convolutions that average: the rows of the input that have a gradient.
+    It is measured on a tall, narrow image, with convolutions that average, by counting the input rows that have a gradient.
     """
     # One channel will do, and one scale: a coarser scale sees the same number of its own, larger pixels.
     smallest = {"width": 1, "norm": "none", "scales": 1}
@@ -116,7 +116,7 @@ def receptive_field(config: Any, side: int = 512) -> int:
 
     gradient = jax.jit(jax.grad(pixel))
     seen = 0
-    for offset in {0, grid // 2, grid - 1}:  # pixels at different places of the grid see differently far
+    for offset in {0, grid // 2, grid - 1}:  # how far a pixel sees depends on its position on the grid
         rows = np.flatnonzero(np.abs(np.asarray(gradient(dark, offset))).sum((0, 2, 3)))
         seen = max(seen, int(rows[-1] - rows[0] + 1))
     return receptive_field(config, 2 * side) if seen >= side // 2 and side < 4096 else seen

@@ -23,7 +23,7 @@ from autoretouch_jax.runtime import devices, processes, storage
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
 MEGABYTES = 16  # of the all-reduce that is timed
 CLOCK = 2.0  # seconds by which the clocks of two processes may differ
-FREE = 10.0  # GB of disk, below which the doctor remarks on it
+FREE = 10.0  # GB of free disk, below which the finding is a note
 TIMEOUT = 120.0  # seconds to wait for the other processes
 
 
@@ -62,7 +62,7 @@ def _checks(workdir: str | None) -> dict[str, Check]:
 
 
 def _run_check(name: str, check: Check) -> list[Finding]:
-    """Runs a check. A check that fails is a finding, and the others still run."""
+    """Runs a check. An exception becomes a finding, so that the other checks still run."""
     try:
         return list(check())
     except (OSError, RuntimeError, ValueError, Refused) as error:
@@ -93,7 +93,7 @@ def _devices() -> Iterator[Finding]:
 def _processes() -> Iterator[Finding]:
     names = processes.gather("doctor/host", platform.node(), TIMEOUT)
     if len(names) == 1:
-        yield Finding("ok", "processes", "a single one")
+        yield Finding("ok", "processes", "one process")
         return
     shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
     yield Finding("ok", "processes", f"{len(names)} processes, all answered: {shown}")
@@ -129,7 +129,7 @@ def _cache() -> Iterator[Finding]:
 
 
 def _workdir(workdir: str) -> Iterator[Finding]:
-    """Writes, reads and deletes a file. What process 0 has written must be there for all the others."""
+    """Writes, reads and deletes a file. Every process must see the file that process 0 has written."""
     home = storage.open_path(workdir)
     # A random name, chosen by process 0: a file that an earlier doctor has left must not be taken for this one's.
     probe = home / f".doctor-{processes.gather('doctor/probe', uuid.uuid4().hex, TIMEOUT)[0]}"

@@ -21,7 +21,7 @@ COMMITTED = "commit_success.txt"  # where a folder cannot be renamed, Orbax writ
 
 
 def has_checkpoint(folder: Any) -> bool:
-    """Whether the folder holds a finished checkpoint. Nothing is created, unlike by Orbax' manager."""
+    """Whether the folder holds a finished checkpoint. Unlike Orbax's manager, this creates nothing."""
     if not folder.is_dir():
         return False
     steps = [path for path in folder.iterdir() if path.name.isdigit()]
@@ -48,7 +48,7 @@ class Checkpoints:
     def __exit__(self, kind: Any, *_exc: object) -> None:
         if kind is not None and jax.process_count() > 1:
             return  # the save may wait for a process that is gone
-        # When an error is on its way already, an error of the save must not hide it.
+        # An error of the save must not hide the error that is already being raised.
         with contextlib.nullcontext() if kind is None else contextlib.suppress(Exception):
             self._manager.wait_until_finished()
             self._manager.close()
@@ -73,8 +73,8 @@ class Checkpoints:
             self._manager.check_for_errors()
         except Exception as error:
             raise OSError(
-                f"{self._manager.directory}: a checkpoint could not be written ({first_line(error)}); make room or mend "
-                "access, and give the same command again: it goes on from the one before"
+                f"{self._manager.directory}: a checkpoint could not be written ({first_line(error)}); free some space or "
+                "fix the access, and give the same command again: it goes on from the previous checkpoint"
             ) from error
 
     def wait(self) -> None:
@@ -91,9 +91,9 @@ class Checkpoints:
 
 
 def _enable_s3() -> None:
-    """Makes Orbax 0.12, whose only remote storage is gs://, write s3:// the same way, by tensorstore's driver for it.
+    """Makes Orbax 0.12, whose only remote storage is gs://, write s3:// in the same way, with tensorstore's S3 driver.
 
-    It replaces three private functions of Orbax. Raises Refused when one is missing, because this Orbax was not tested then.
+    It replaces three private functions of Orbax. Raises Refused when one is missing, because such an Orbax was never tested.
     """
     from orbax.checkpoint._src.path import gcs_utils
     from orbax.checkpoint._src.serialization import tensorstore_utils
@@ -124,7 +124,7 @@ def _enable_s3() -> None:
 
 
 def _s3_access() -> dict[str, Any]:
-    """Returns what tensorstore does not take from the environment by itself."""
+    """Returns the settings that tensorstore does not read from the environment by itself."""
     access: dict[str, Any] = {}
     if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"

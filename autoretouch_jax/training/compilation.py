@@ -18,12 +18,12 @@ def compiled_step(config: Config, networks: Networks, mesh: Mesh) -> tuple[State
 
     The step is compiled when it is first called.
     """
-    specs = state_specs(_abstract_state(config, networks), _shards(config, mesh.size))
+    specs = state_specs(_abstract_state(config, networks), _optimizer_shards(config, mesh.size))
     step = functools.partial(train_step, networks=networks, config=config)
     return devices.shardings(specs, mesh), devices.wrap_step(step, mesh, config.parallel.mode, specs)
 
 
-def _shards(config: Config, device_count: int) -> int:
+def _optimizer_shards(config: Config, device_count: int) -> int:
     return device_count if config.parallel.optimizer_state == "sharded" else 1
 
 

@@ -12,21 +12,21 @@ from autoretouch_jax.runtime import storage
 
 
 class MetricsLog:
-    """Appends one JSON object per logged step. On resume it drops the lines of steps that will be made again.
+    """Appends one JSON object per logged step. On resume it drops the lines of steps that will be repeated.
 
     Of several processes only the first one writes; the logs of the others are `silent`.
     """
 
     def __init__(self, path: Any, resume_step: int, silent: bool = False) -> None:
         self.path, self.silent = path, silent
-        self._lines: list[str] = []  # of a file in an object store, which cannot be appended to
+        self._lines: list[str] = []  # all lines of a file in an object store, where nothing can be appended
         if not silent and path.exists():
             kept = [line for line in path.read_text().splitlines() if _step(line) <= resume_step]
             storage.write(path, "".join(line + "\n" for line in kept))
             self._lines = kept if is_remote(path) else []
 
     def write(self, record: dict[str, Any]) -> None:
-        """Appends a record. It is on the disk, or in the store, when this returns."""
+        """Appends a record. It is in the file, or in the store, when this returns."""
         if self.silent:
             return
         if is_remote(self.path):
@@ -59,7 +59,7 @@ class Window:
         self._input_wait += input_wait
 
     def add_metrics(self, metrics: dict[str, jax.Array]) -> None:
-        """Keeps a step's metrics, which may still be being computed."""
+        """Keeps a step's metrics, which the devices may still be computing."""
         self._metrics.append(metrics)
 
     def newest(self) -> dict[str, jax.Array] | None:
@@ -67,9 +67,9 @@ class Window:
         return self._metrics[-1] if self._metrics else None
 
     def close(self, batch: int, newest: dict[str, jax.Array]) -> dict[str, float]:
-        """Returns the means of the metrics, and the speed in images of a batch, and begins anew.
+        """Returns the means of the metrics, and the speed with `batch` images a step, and starts a new window.
 
-        `newest` stands in where no step's metrics have been added yet.
+        `newest` is used where no step's metrics have been added yet.
         """
         now = time.perf_counter()
         fetched = jax.device_get(self._metrics or [newest])

@@ -31,7 +31,7 @@ SAMPLES = 6  # crops in a picture of samples
 
 
 class Ending(NamedTuple):
-    """How a run ends: its exit status, whether the state is worth saving, and what is printed."""
+    """The end of a run: its exit status, whether to save the state, and the message to print."""
 
     status: int
     save: bool
@@ -41,7 +41,7 @@ class Ending(NamedTuple):
 def run(config: Config, workdir: Any, stop: StopRequest | None = None, until: int | None = None) -> int:
     """Trains until `train.steps`, resuming what `workdir` holds. Returns the exit status (`errors.py`).
 
-    `stop` may ask the run to end early. `until` ends this call after that many steps, with nothing else changed. Raises
+    `stop` may ask the run to end early. `until` ends this call at that step, and changes nothing else. Raises
     Refused, before anything is written, when the config, the data, a weight file or the work directory do not fit.
     """
     config, workdir = resolve(config), storage.open_path(workdir)
@@ -52,10 +52,11 @@ def run(config: Config, workdir: Any, stop: StopRequest | None = None, until: in
             storage.check_bucket(workdir)
             if stored.is_file():
                 refuse_other_run(config, stored)
-        # A resumed run takes everything from its checkpoint: `train.start_from` may have moved meanwhile.
+        # A resumed run starts from its own model/, for the data's licence, and then restores its checkpoint:
+        # `train.start_from` may have moved meanwhile.
         resumed = has_checkpoint(workdir / "checkpoints") and (workdir / "model" / "model.json").is_file()
         trainer = Trainer(config, workdir if resumed else None)
-        # Every process checks for itself, and none may write before all have found their inputs sound.
+        # Every process checks its own inputs, and none may write before all checks have passed.
         processes.barrier("everything is checked", LONGEST_STEP)
         if processes.is_first():
             with storage.reachable(f"--workdir {workdir}"):
@@ -146,7 +147,7 @@ def _train(trainer: Trainer, workdir: Any, checkpoints: Checkpoints, stop: StopR
                 done = f"{workdir}: done, {train.steps} steps; model in {workdir / 'model'}"
                 ending = Ending(EXIT_DONE, True, done if until == train.steps else "")
 
-        # ---- the end: the only place that decides how ------------------------------------------------------------------
+        # ---- the end: save, unless the state is not finite -------------------------------------------------------------
         if ending.save:
             # A state that is not finite must not replace a sound checkpoint, however the run came to its end.
             ending = _not_finite(metrics, step) or ending
@@ -158,9 +159,9 @@ def _train(trainer: Trainer, workdir: Any, checkpoints: Checkpoints, stop: StopR
 
 
 def agreed_to_stop(metrics: Mapping[str, jax.Array] | None, stop: StopRequest) -> int | None:
-    """Returns the exit status when a process was asked to stop before the last finished step: the same step for all of them.
+    """Returns the exit status if any process had been asked to stop when the last finished step began. All stop together.
 
-    Every process says with its share of the batch whether it was asked, and the step averages the answers in an all-reduce that
+    Every process sends its answer with its share of the batch, and the step averages the answers in an all-reduce that
     it makes anyway. `multihost_utils.reached_preemption_sync_point` would not do: it knows nothing of SIGINT and `--max-time`,
     and its C++ handler of SIGTERM replaces ours, which must work in a single process and before JAX is started.
     """
@@ -170,29 +171,29 @@ def agreed_to_stop(metrics: Mapping[str, jax.Array] | None, stop: StopRequest) -
 
 
 def _not_finite(metrics: Mapping[str, Any], step: int) -> Ending | None:
-    """Returns how a run ends in which a value is not finite, or None. Nothing is saved after that."""
+    """Returns the ending of a run in which a value is not finite, or None. Such a run saves nothing more."""
     bad = [name for name, value in metrics.items() if not math.isfinite(value)]
     if not bad:
         return None
     return Ending(
         EXIT_FAILED,
         False,
-        f"stopped at step {step}: {bad[0]} is not finite; the last checkpoint is from before. Lower "
-        "--optim.generator-lr, or set --optim.clip-norm 1, in a new --workdir",
+        f"stopped at step {step}: {bad[0]} is not finite; the last checkpoint is from an earlier step. Start again "
+        "in a new --workdir with a lower --optim.generator-lr, or with --optim.clip-norm 1",
     )
 
 
-# ---- what a run shows -------------------------------------------------------------------------------------------------------
+# ---- messages, samples and the model ----------------------------------------------------------------------------------------
 
 
 def _say(message: str, error: bool = False) -> None:
-    """Prints a message, by the first of several processes alone. An error is every process's own."""
+    """Prints a message on the first of several processes, or on every process if it is an error."""
     if message and (error or processes.is_first()):
         print(message, file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def _bar(first: int, steps: int) -> tqdm:
-    """Returns a progress bar with the time left. In a log file it becomes a line every half a minute."""
+    """Returns a progress bar with the time left. In a log file it prints a line every half minute."""
     interval = 0.1 if sys.stdout.isatty() else 30.0
     return tqdm(
         total=steps,
@@ -213,7 +214,7 @@ def _record(step: int, means: dict[str, float], config: Config, faults: pipeline
 
 
 def _describe(trainer: Trainer, state: State, first: int) -> str:
-    """Returns the line that a run begins with: networks, devices, data, steps."""
+    """Returns the first line that a run prints: networks, devices, data, steps."""
     config, device = trainer.config, trainer.mesh.devices.flat[0]
     networks = f"generator {parameter_count(state.generator.params):,} parameters"
     if state.discriminator is not None:
@@ -252,7 +253,7 @@ def _current_model(trainer: Trainer, state: State) -> Model:
 
 
 def _publish(trainer: Trainer, workdir: Any, state: State) -> None:
-    """Writes `model/`, with the licences of all that it was trained on."""
+    """Writes `model/`, with the licences of all data that it was trained on."""
     if not processes.is_first():
         return
     variables = _current_model(trainer, state).variables

@@ -1,6 +1,6 @@
 """The losses. Images are float32 `[N, H, W, 3]` in [-1, 1], logits are float32, and every loss is float32 `[N]`.
 
-It is a mean for each image. The step weights and averages it over the batch.
+Each is the mean over an image. The step weights the images and averages over the batch.
 """
 
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ def perceptual(fake: Features, target: Features, weights: Sequence[float] = (), 
 def feature_matching(fake: Scales, real: Scales) -> jax.Array:
     """The mean absolute difference of D's features, without the logits (Wang et al. 2018, equation 4).
 
-    As in the authors' code, each scale's sum over layers counts 4 / layers and 1 / scales.
+    As in the authors' code, the sum over layers and scales is weighted by 4 / layers / scales.
     """
     total: jax.Array | float = 0.0
     for fake_features, real_features in zip(fake, real, strict=True):
@@ -79,7 +79,7 @@ def discriminator(kind: str, real: Scales, fake: Scales) -> jax.Array:
 
 
 def adversarial(kind: str, fake: Scales) -> jax.Array:
-    """What the generator minimises against D: the non-saturating form of each loss above, summed over D's scales."""
+    """The generator's adversarial loss: the non-saturating form of each loss above, summed over D's scales."""
     parts = [-_per_image(scale[-1]) if kind == "hinge" else _real_part(kind, scale[-1]) for scale in fake]
     return sum(parts[1:], parts[0])
 

@@ -10,13 +10,13 @@ import optax.contrib
 from autoretouch_jax.config import OptimConfig
 
 ADAM_RMS = 0.2  # RMS of Adam's steps at unit learning rate (Liu et al. 2025, "Muon is scalable for LLM training")
-IMAGE_CHANNELS = 12  # most channels of an image: 3, or 12 where pixels are folded into channels
+IMAGE_CHANNELS = 12  # the most channels that an image has: 3, or 12 where pixels are folded into channels
 
 
 def optimizer(config: OptimConfig, kind: str = "adam") -> optax.GradientTransformation:
     """Returns Adam or Muon at unit learning rate. The step subtracts their updates times `learning_rate`.
 
-    Muon (Jordan et al. 2024) makes each kernel's averaged gradient, seen as a matrix from patch to channel, orthogonal. Kernels
+    Muon (Jordan et al. 2024) orthogonalises each kernel's averaged gradient, viewed as a matrix from patch to channel. Kernels
     that read or write an image, and biases, stay with Adam. Its steps are scaled to the size of Adam's (Liu et al. 2025).
     """
     if kind == "adam":

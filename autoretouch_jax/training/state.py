@@ -1,4 +1,4 @@
-"""What training carries from step to step, and the networks that it trains."""
+"""The state that training carries from step to step, and the networks that it trains."""
 
 import dataclasses
 from typing import Any
@@ -67,7 +67,7 @@ def make_networks(config: Config) -> tuple[Networks, Params | None]:
 
 
 def init_state(config: Config, networks: Networks) -> State:
-    """Returns a fresh state, a function of `train.seed` alone."""
+    """Returns a fresh state. The same config and `train.seed` give the same one."""
     # rbg keys: jitting a many-layer initialisation over threefry keys takes minutes to compile on a CPU.
     generator_key, discriminator_key = jax.random.split(jax.random.key(config.train.seed, impl="rbg"))
     side = max(32, config.generator.grid)  # the parameters do not depend on it
@@ -116,7 +116,7 @@ def check_start(model: Model, config: Config) -> None:
 
 
 def _same_weights(a: Generator, b: Generator) -> bool:
-    """Whether two descriptions have the same weights: they may differ in what acts on the output when retouching."""
+    """Whether two descriptions have the same weights: they may differ in what acts only when retouching."""
     ignored = ("gate", "dead_zone")
     first, second = (
         {key: value for key, value in dataclasses.asdict(config).items() if key not in ignored} for config in (a, b)

@@ -1,12 +1,12 @@
 """One training step: the only place where losses meet gradients.
 
-The generator runs forward once, and its vjp is kept. The discriminator learns from the real and from the fake, through which no
-gradient reaches the generator. Then the generator learns through the *updated* discriminator: the gradient of its objective at
-the fake is pulled back through the kept vjp. With gradient accumulation nothing can be kept: all microbatches pass through the
+The generator runs forward once, and its vjp is kept. The discriminator learns from the target and from the fake; no gradient
+reaches the generator there. Then the generator learns through the *updated* discriminator: the gradient of its objective at
+the fake is pulled back through the kept vjp. With gradient accumulation no vjp can be kept: all microbatches pass through the
 discriminator first, and the generator runs forward a second time.
 
-Three passes move BatchNorm's moving averages: the generator's forward pass, the discriminator's pass over the real, and its
-pass over the fake. The pass through which the generator learns normalises by its own batch and moves nothing.
+Three passes move BatchNorm's moving averages: the generator's forward pass, the discriminator's pass over the target, and
+its pass over the fake. The discriminator's third pass, through which the generator learns, moves nothing.
 
 Images arrive as uint8 and are converted here. Each network's gradients, statistics and metrics are averaged over the devices in
 one collective. BatchNorm normalises by each device's own share of the batch, unless `train.batch_norm` is global.
@@ -43,7 +43,7 @@ class Images(NamedTuple):
 
 
 class PassResult(NamedTuple):
-    """What a pass over a microbatch, or over the whole share, gives."""
+    """The result of one network's pass over a microbatch, or over a device's whole share of the batch."""
 
     gradients: Params
     batch_stats: BatchStats
@@ -55,12 +55,12 @@ def train_step(
 ) -> tuple[State, Metrics]:
     """One step on one device's share of the batch. `frozen` are the VGG's parameters.
 
-    Every loss of the batch is the mean of its images' losses times their weights (`data/crops.py`; 1 where there are none).
+    A loss of the batch is the mean over its images of loss times weight (`data/crops.py`; 1 where the batch has no weights).
     Where the batch has "stop", its mean over all devices is among the metrics: see `agreed_to_stop` in `loop.py`.
     """
     images, microbatches = _to_images(batch), config.parallel.accumulate
     rate_factor = optimizers.schedule(config.optim, config.train.steps, state.step)
-    # Dropout is a function of seed, step and device, so a resumed run drops the same units.
+    # Dropout is a function of seed, step, device and microbatch, so a resumed run drops the same units.
     key = devices.fold_in_device(jax.random.fold_in(jax.random.key(config.train.seed), state.step))
     forward = functools.partial(_generator_forward, networks=networks, key=key)
 
@@ -80,7 +80,7 @@ def train_step(
     def generator_pass(batch_stats: BatchStats, part: Images, number: Any) -> PassResult:
         learner = dataclasses.replace(state.generator, batch_stats=batch_stats)
         output, pull, batch_stats = kept or forward(learner, part, number)
-        gradient, metrics = generator_objective(output, part, state.step, discriminator, frozen, networks, config)
+        gradient, metrics = objective_gradient(output, part, state.step, discriminator, frozen, networks, config)
         return PassResult(pull(gradient)[0], batch_stats, metrics)
 
     result = _over_microbatches(generator_pass, state.generator.batch_stats, images, microbatches)
@@ -103,7 +103,7 @@ def _to_images(batch: Batch) -> Images:
     """Returns the batch as float32, converted once."""
     weight = batch.get("weight", jnp.ones(len(batch["source"]), jnp.float32))
     # Without the barrier a compiler may convert again, with another rounding, wherever the images are used. Where nothing is to
-    # be edited, source and target must be equal to the bit, or the L1 loss pulls by the sign of mere rounding.
+    # be edited, source and target must be bit-identical, or the L1 loss would follow the sign of rounding errors.
     return jax.lax.optimization_barrier(Images(to_float(batch["source"]), to_float(batch["target"]), weight))
 
 
@@ -112,7 +112,7 @@ def _over_microbatches(
 ) -> PassResult:
     """Runs `one_pass(batch_stats, part, number)` over the microbatches, one after another.
 
-    Gradients and metrics are averaged. Each microbatch moves the statistics that the one before it has left.
+    Gradients and metrics are averaged. Each microbatch updates the moving averages that the previous one returned.
     """
     if count == 1:
         return one_pass(batch_stats, images, 0)
@@ -141,7 +141,7 @@ def _update_discriminator(
     networks: Networks,
     config: Config,
 ) -> tuple[Learner, Metrics]:
-    """Returns the discriminator after its step, and its metrics. `make_fake(part, number)` is the generator's image."""
+    """Returns the discriminator after its step, and its metrics. `make_fake(part, number)` returns a microbatch's fake."""
 
     def discriminator_pass(batch_stats: BatchStats, part: Images, number: Any) -> PassResult:
         fake = jax.lax.stop_gradient(make_fake(part, number))
@@ -192,7 +192,7 @@ def _generator_forward(learner: Learner, part: Images, number: Any, networks: Ne
     return jax.vjp(generate, learner.params, has_aux=True)
 
 
-def generator_objective(
+def objective_gradient(
     output: GeneratorOutput,
     images: Images,
     step: jax.Array,
@@ -248,7 +248,7 @@ def generator_objective(
     )
     metrics = term.values() | {"loss/generator": jnp.asarray(objective.value)} | objective.shares()
     if weights.pixel_weight > 0:
-        # Logged without the edit's weight, so that the curve is comparable over the run, beside what doing nothing costs.
+        # Logged without the edit weight, so that values are comparable over the run, next to the loss of the unchanged source.
         for name, image in (("pixel", output.image), ("pixel_identity", images.source)):
             plain = losses.pixel(weights.pixel, image, images.target, images.source, 1.0)
             metrics[f"loss/{name}"] = jnp.mean(images.weight * plain)
@@ -257,10 +257,10 @@ def generator_objective(
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """A loss at the generator's output: its value, and the gradient there of each of its terms, by name.
+    """One loss term, or a weighted sum of terms: its value, and each term's gradient at the generator's output, by name.
 
-    Terms are weighted and added like the numbers that they stand for. The gradients stay apart, so that each one's share of the
-    whole can be logged.
+    A term can be multiplied by a number and added to another. The gradients stay separate, so that each one's share can be
+    logged.
     """
 
     value: jax.Array | float
@@ -274,21 +274,21 @@ class Term:
         return Term(self.value + other.value, self.gradients | other.gradients)
 
     def gradient(self) -> GeneratorOutput:
-        """The gradient of the whole."""
+        """The gradient of the sum."""
         return jax.tree.map(lambda *terms: sum(terms), *self.gradients.values())
 
     def shares(self) -> Metrics:
         """`share/TERM`: the norm of a term's gradient over the sum of these norms."""
         norms = {name: optax.global_norm(gradient) for name, gradient in self.gradients.items()}
-        total = sum(norms.values()) + 1e-30  # nothing pulls where source and target are equal
+        total = sum(norms.values()) + 1e-30  # all gradients can be 0, where source and target are equal
         return {f"share/{name}": norm / total for name, norm in norms.items()}
 
 
 class TermEvaluator:
     """Evaluates losses at the generator's output, each with its gradient.
 
-    With `one_by_one` a term is done before the next one begins. Left alone, a compiler may compute them side by side and store
-    the activations of all of them at once.
+    With `one_by_one` each term is finished before the next one begins. Otherwise a compiler may compute them side by side and
+    store the activations of all of them at once.
     """
 
     def __init__(self, output: GeneratorOutput, images: Images, one_by_one: bool) -> None:
@@ -326,7 +326,7 @@ def _apply_gradients(
     """Returns the network after its optimizer's step."""
     optimizer, gradients = optimizers.optimizer(config.optim, kind), optimizers.clip(gradients, config.optim)
     if config.parallel.optimizer_state == "sharded":
-        # Every device updates its own part of the moments, and then all of them need the whole update.
+        # Every device updates its own part of the moments. The updates are then gathered: parameters are whole on every device.
         own_gradients, own_params = devices.own_part((gradients, learner.params))
         updates, opt_state = optimizer.update(own_gradients, learner.opt_state, own_params)
         updates = devices.join_parts(updates, learner.params)

@@ -1,4 +1,4 @@
-"""What a run needs before its first step: checked data, networks, and the compiled step. Making it writes nothing."""
+"""The parts that a run needs before its first step: checked data, networks, and the step. Creating them writes nothing."""
 
 import dataclasses
 import math
@@ -18,10 +18,10 @@ from autoretouch_jax.training.state import State, check_start, init_state, make_
 
 
 class Trainer:
-    """The parts of a run. `config` has its number of steps filled in; `start` is the model it starts from, or None."""
+    """The parts of a run. `config.train.steps` is filled in; `start` is the model that the run starts from, or None."""
 
     def __init__(self, config: Config, start: Any = None) -> None:
-        """`start` is the path of the model to start from; where it is not given, `train.start_from` is.
+        """`start` is the path of the model to start from, by default `train.start_from`.
 
         Raises Refused when the config, the data, a weight file or the model do not fit.
         """

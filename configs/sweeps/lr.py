@@ -1,4 +1,4 @@
-"""A space for `autoretouch sweep`: learning rates and how much the edit counts.
+"""A space for `autoretouch sweep`: learning rates and the weight of edited pixels in the pixel loss.
 
     autoretouch sweep configs/retouch.py --space configs/sweeps/lr.py --trials 20 --workdir runs/sweep \\
         --data.records records --source VALIDATION_BEFORE --target VALIDATION_AFTER
