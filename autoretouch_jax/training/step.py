@@ -65,21 +65,21 @@ def train_step(
     forward = functools.partial(_generator_forward, networks=networks, key=key)
 
     # ---- the generator's forward pass ----------------------------------------------------------------------------------
-    kept = forward(state.generator, images, 0) if microbatches == 1 else None
+    kept_forward = forward(state.generator, images, 0) if microbatches == 1 else None
 
     # ---- the discriminator, on the real and the fake -------------------------------------------------------------------
     discriminator, metrics = state.discriminator, dict[str, jax.Array]()
     if discriminator is not None:
 
         def make_fake(part: Images, number: Any) -> jax.Array:
-            return (kept or forward(state.generator, part, number))[0].image
+            return (kept_forward or forward(state.generator, part, number))[0].image
 
         discriminator, metrics = _update_discriminator(discriminator, images, make_fake, rate_factor, networks, config)
 
     # ---- the generator, through the updated discriminator --------------------------------------------------------------
     def generator_pass(batch_stats: BatchStats, part: Images, number: Any) -> PassResult:
         learner = dataclasses.replace(state.generator, batch_stats=batch_stats)
-        output, pull, batch_stats = kept or forward(learner, part, number)
+        output, pull, batch_stats = kept_forward or forward(learner, part, number)
         gradient, metrics = objective_gradient(output, part, state.step, discriminator, frozen, networks, config)
         return PassResult(pull(gradient)[0], batch_stats, metrics)
 
