@@ -21,7 +21,7 @@ class TrainArguments:
 
     Clean faces, with blemishes drawn while training:  autoretouch train configs/portraits.py --data.root FACES --workdir runs/a
 
-    Before/after pairs:  autoretouch train configs/autoretouch.py --data.source BEFORE --data.target AFTER --workdir runs/b
+    Before/after pairs:  autoretouch train configs/retouch.py --data.source BEFORE --data.target AFTER --workdir runs/b
 
     On several hosts, give the same command on each of them: see launch/.
     """

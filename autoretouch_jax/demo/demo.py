@@ -105,5 +105,5 @@ before, after, target and amplified change of a real portrait it has never seen:
 how it learned: {workdir / "samples"} and {workdir / "metrics.jsonl"}; every number: {workdir / "eval.json"}
 try it on a photo:        autoretouch retouch {workdir} PHOTO.jpg --out retouched
 train it on real faces:   autoretouch train configs/portraits.py --data.root FACES --workdir runs/portraits
-or on before/after pairs: autoretouch train configs/autoretouch.py --data.source BEFORE --data.target AFTER --workdir runs/b""")
+or on before/after pairs: autoretouch train configs/retouch.py --data.source BEFORE --data.target AFTER --workdir runs/b""")
     return EXIT_DONE
