@@ -81,8 +81,8 @@ def check_shapes(path: Path, config: Generator, variables: Any) -> None:
     # Shapes do not depend on the side; it only has to be large enough for every layer.
     side = max(32, config.grid)
     module, image = make_generator(config), np.zeros((1, side, side, 3), np.float32)
-    expected, found = _shapes(jax.eval_shape(module.init, jax.random.key(0), image)), _shapes(variables)
-    if wrong := sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)):
+    expected, stored = _shapes(jax.eval_shape(module.init, jax.random.key(0), image)), _shapes(variables)
+    if wrong := sorted(key for key in expected.keys() | stored.keys() if expected.get(key) != stored.get(key)):
         raise Refused(f"{path}: the weights do not fit {config} at {wrong[0]}; is the file complete, and of this network?")
 
 

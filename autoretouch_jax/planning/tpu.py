@@ -157,16 +157,16 @@ def _need_and_limit(message: str) -> tuple[float, float] | None:
 
 def collectives(text: str) -> dict[str, dict[str, int]]:
     """Returns `{kind: {"count", "bytes"}}` of a compiled module's text: its collectives, and the bytes of their results."""
-    found: dict[str, dict[str, int]] = {}
+    totals: dict[str, dict[str, int]] = {}
     # A collective may be asynchronous, as a pair of start and done: only the start is counted.
     for shapes, kind, started in re.findall(rf"= (.+?) ({COLLECTIVES})(-start)?\(", text):
         sizes = [_size(dtype, sides) for dtype, sides in re.findall(r"(\w+)\[([\d,]*)\]", shapes) if dtype in BYTES]
         if started and kind == "all-gather":  # its result names the operands too
             sizes = sizes[len(sizes) // 2 :]
-        entry = found.setdefault(kind, {"count": 0, "bytes": 0})
+        entry = totals.setdefault(kind, {"count": 0, "bytes": 0})
         entry["count"] += 1
         entry["bytes"] += sum(sizes)
-    return found
+    return totals
 
 
 def _size(dtype: str, sides: str) -> int:

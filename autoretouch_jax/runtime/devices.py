@@ -118,7 +118,7 @@ def batch_shardings(batch: Any, mesh: Mesh) -> Any:
 
 def abstract(tree: Any, shardings: Any) -> Any:
     """The shapes of a tree's leaves, each with its sharding. A step can be lowered with them in place of arrays."""
-    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, shardings)
+    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings)
 
 
 def bytes_per_device(tree: Any, specs: Any, count: int) -> int:

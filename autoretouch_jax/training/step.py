@@ -15,7 +15,7 @@ one collective. BatchNorm normalises by each device's own share of the batch, un
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -31,6 +31,7 @@ from autoretouch_jax.training.state import BatchStats, Learner, Networks, Params
 
 Batch = dict[str, jax.Array]  # "source", "target": uint8[n, H, W, 3]; "weight", "stop": float32[n]
 Metrics = dict[str, jax.Array]
+Number = int | jax.Array  # a microbatch's number in its step; an array inside a scan
 Forward = tuple[GeneratorOutput, Callable[[GeneratorOutput], tuple[Params]], BatchStats]  # the output, its vjp, moved averages
 
 
@@ -71,13 +72,13 @@ def train_step(
     discriminator, metrics = state.discriminator, dict[str, jax.Array]()
     if discriminator is not None:
 
-        def make_fake(part: Images, number: Any) -> jax.Array:
+        def make_fake(part: Images, number: Number) -> jax.Array:
             return (kept_forward or forward(state.generator, part, number))[0].image
 
         discriminator, metrics = _update_discriminator(discriminator, images, make_fake, rate_factor, networks, config)
 
     # ---- the generator, through the updated discriminator --------------------------------------------------------------
-    def generator_pass(batch_stats: BatchStats, part: Images, number: Any) -> PassResult:
+    def generator_pass(batch_stats: BatchStats, part: Images, number: Number) -> PassResult:
         learner = dataclasses.replace(state.generator, batch_stats=batch_stats)
         output, pull, batch_stats = kept_forward or forward(learner, part, number)
         gradient, metrics = objective_gradient(output, part, state.step, discriminator, frozen, networks, config)
@@ -108,7 +109,7 @@ def _to_images(batch: Batch) -> Images:
 
 
 def _over_microbatches(
-    one_pass: Callable[[BatchStats, Images, Any], PassResult], batch_stats: BatchStats, images: Images, count: int
+    one_pass: Callable[[BatchStats, Images, Number], PassResult], batch_stats: BatchStats, images: Images, count: int
 ) -> PassResult:
     """Runs `one_pass(batch_stats, part, number)` over the microbatches, one after another.
 
@@ -121,7 +122,7 @@ def _over_microbatches(
     shapes = jax.eval_shape(one_pass, batch_stats, first, 0).gradients
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    def body(carry: tuple[Params, BatchStats], numbered: tuple[Images, Any]) -> tuple[tuple[Params, BatchStats], Metrics]:
+    def body(carry: tuple[Params, BatchStats], numbered: tuple[Images, Number]) -> tuple[tuple[Params, BatchStats], Metrics]:
         total, batch_stats = carry
         result = one_pass(batch_stats, *numbered)
         return (jax.tree.map(jnp.add, total, result.gradients), result.batch_stats), result.metrics
@@ -136,14 +137,14 @@ def _over_microbatches(
 def _update_discriminator(
     learner: Learner,
     images: Images,
-    make_fake: Callable[[Images, Any], jax.Array],
+    make_fake: Callable[[Images, Number], jax.Array],
     rate_factor: jax.Array,
     networks: Networks,
     config: Config,
 ) -> tuple[Learner, Metrics]:
     """Returns the discriminator after its step, and its metrics. `make_fake(part, number)` returns a microbatch's fake."""
 
-    def discriminator_pass(batch_stats: BatchStats, part: Images, number: Any) -> PassResult:
+    def discriminator_pass(batch_stats: BatchStats, part: Images, number: Number) -> PassResult:
         fake = jax.lax.stop_gradient(make_fake(part, number))
         return _discriminator_gradients(learner.params, batch_stats, part, fake, networks, config)
 
@@ -180,7 +181,7 @@ def _discriminate(
 # ---- the generator ----------------------------------------------------------------------------------------------------------
 
 
-def _generator_forward(learner: Learner, part: Images, number: Any, networks: Networks, key: jax.Array) -> Forward:
+def _generator_forward(learner: Learner, part: Images, number: Number, networks: Networks, key: jax.Array) -> Forward:
     """Returns the generator's output in training, its vjp, and BatchNorm's moved averages."""
     rngs = {"dropout": jax.random.fold_in(key, number)}
 
