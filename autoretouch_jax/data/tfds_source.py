@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
 import io
 import json
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from autoretouch_jax.data.images import read_rgb
 from autoretouch_jax.data.sources import Decoded
 from autoretouch_jax.errors import Refused
+from autoretouch_jax.runtime import storage
 
 # Beside TFDS' own files: each split's names, heights and widths, so that opening the data set reads no image.
 LIST = "pairs.json"
@@ -47,7 +47,7 @@ class TfdsPairs:
 
     def stamp(self, index: int) -> str:
         """Returns a text that changes with the data set: its description has a new digest when it is built again."""
-        return hashlib.sha256((self.folder / "dataset_info.json").read_bytes()).hexdigest() + str(self.start + index)
+        return storage.sha256(self.folder / "dataset_info.json") + str(self.start + index)
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns source and target, `uint8[h, w, 3]`. Raises BadInput, naming the pair."""
