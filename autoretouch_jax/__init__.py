@@ -2,18 +2,20 @@
 
 Importing this package touches no device and downloads nothing. The public API is small:
 
+* `Retoucher.load()` returns a retoucher with the model in the box; `retoucher(image)` retouches a photograph.
 * `load_model(folder)` returns a trained generator from a run or a `model/` folder.
 * `retouch_array(model, image)` takes and returns one `uint8[H, W, 3]` image.
 * `load_config(path)` returns the `Config` of a file under `configs/`.
 """
 
 __version__ = "0.1.0"
-__all__ = ["load_config", "load_model", "retouch_array"]
+__all__ = ["Retoucher", "load_config", "load_model", "retouch_array"]
 
 _DEFINED_IN = {
+    "Retoucher": ("autoretouch_jax.inference.retoucher", "Retoucher"),
     "load_config": ("autoretouch_jax.config.loading", "load"),
     "load_model": ("autoretouch_jax.models.folder", "load_model"),
-    "retouch_array": ("autoretouch_jax.inference.apply", "retouch_array"),
+    "retouch_array": ("autoretouch_jax.inference.edit", "retouch_array"),
 }
 
 

@@ -100,18 +100,24 @@ class DoctorArguments:
 
 @dataclass(frozen=True)
 class EvaluateArguments:
-    """Measure models on pairs, beside doing nothing (the identity row).
+    """Measure models on pairs, beside doing nothing (the identity row), and on photographs that should not change.
+
+    autoretouch evaluate pretrained runs/a --source BEFORE --target AFTER --leave-alone PHOTOS
 
     On several hosts, give the same command on each of them; each measures its share. See launch/.
     """
 
     # Texts and not Paths: they may be in gs:// or s3://.
     models: Positional[tuple[str, ...]]
-    """Runs, or their model/ folders, a row each."""
-    source: Path
+    """Runs, or their model/ folders, or `pretrained`, the model in the box: a row each."""
+    source: Path | None = None
     """Folder of images before retouching."""
-    target: Path
+    target: Path | None = None
     """Folder of images after retouching, paired by name."""
+    leave_alone: Path | None = None
+    """Folder of photographs in which nothing is to be retouched. Every change of a model there is harm."""
+    faces: Literal["auto", "all", "off"] = "auto"
+    """As in `retouch`: `auto` edits faces, at the size the model was trained at, `off` the whole image as it is."""
     json: Path | None = None
     """Also write every number to this file."""
     pictures: Path | None = None
@@ -126,17 +132,27 @@ class EvaluateArguments:
 
 @dataclass(frozen=True)
 class RetouchArguments:
-    """Retouch photographs of any size. Colour profile, EXIF and format are kept."""
+    """Retouch the faces in photographs of any size. Colour profile, EXIF and format are kept.
 
-    # A text and not a Path: it may be in gs:// or s3://.
-    model: Positional[str]
-    """A run, or its model/ folder."""
+    With the model in the box:  autoretouch retouch PHOTO.jpg --out retouched
+
+    With your own:  autoretouch retouch PHOTOS --out retouched --model runs/a
+    """
+
     photos: Positional[tuple[Path, ...]]
     """Photos, or folders of photos."""
     out: Path
     """Folder for the results, each under its photo's name."""
+    # A text and not a Path: it may be in gs:// or s3://.
+    model: str = "pretrained"
+    """A run, its model/ folder, or `pretrained`, the model in the box."""
     strength: float = 1.0
     """0 leaves the photo as it is, 1 applies all of the model's retouch."""
+    faces: Literal["auto", "all", "off"] = "auto"
+    """`auto` finds the faces and retouches them and the skin around; without a face the photo stays as it is. `all` includes
+    faces that are less sure. `off` retouches the whole photo as it is. A model trained without faces always does the last."""
+    face_size: float | None = None
+    """Bring faces to this size, from brows to chin in pixels, instead of the one that the model was trained at."""
 
 
 @dataclass(frozen=True)

@@ -64,20 +64,24 @@ def _doctor(argv: Argv) -> int:
 def _evaluate(argv: Argv) -> int:
     arguments = parse("evaluate", argv)
     if not arguments.models:
-        raise Refused("MODEL is missing: name a run, or its model/ folder")
+        raise Refused("MODEL is missing: name a run, or its model/ folder, or pretrained")
+    if bool(arguments.source) != bool(arguments.target) or not (arguments.source or arguments.leave_alone):
+        raise Refused("give --source BEFORE and --target AFTER, or --leave-alone PHOTOS, or all three")
     from autoretouch_jax.config import ParallelConfig
-    from autoretouch_jax.data.folders import PairSource
+    from autoretouch_jax.data.folders import PairSource, PhotoSource
     from autoretouch_jax.evaluation import evaluate, lpips
     from autoretouch_jax.runtime import processes
 
     # Every process checks the folders by itself, before it waits for the others.
-    pairs = PairSource(arguments.source, arguments.target)
+    pairs = PairSource(arguments.source, arguments.target) if arguments.source else None
+    alone = PhotoSource(arguments.leave_alone, "--leave-alone") if arguments.leave_alone else None
     # The same command on several hosts shares the pairs among them.
     with processes.one_run(ParallelConfig()):
         metric = None
         if arguments.lpips != "none":
             metric = lpips.load(arguments.lpips, arguments.lpips_weights, arguments.lpips_heads)
-        return evaluate.run(arguments.models, pairs, arguments.json, arguments.pictures, metric)
+        output = (arguments.json, arguments.pictures)
+        return evaluate.run(arguments.models, pairs, *output, metric, arguments.faces, alone)
 
 
 def _models(argv: Argv) -> int:
@@ -96,7 +100,7 @@ def _convert(argv: Argv) -> int:
     config, variables = import_generator(read_arrays(arguments.weights))
     # A U-Net with instance norm can be read, but is another network: compare the shapes before anything is written.
     folder.check_shapes(arguments.weights, config, variables)
-    folder.save_model(arguments.out, config, variables["params"], variables.get("batch_stats"), 0)
+    folder.save_model(arguments.out, folder.Model(config, variables), 0)
     print(f"{arguments.out}: {config}")
     return EXIT_DONE
 
@@ -105,7 +109,8 @@ def _retouch(argv: Argv) -> int:
     arguments = parse("retouch", argv)
     from autoretouch_jax.inference import retoucher
 
-    return retoucher.run(arguments.model, arguments.photos, arguments.out, arguments.strength)
+    options = (arguments.model, arguments.strength, arguments.faces, arguments.face_size)
+    return retoucher.run(arguments.photos, arguments.out, *options)
 
 
 def _demo(argv: Argv) -> int:

@@ -1,9 +1,13 @@
 """A retoucher from a folder of clean portraits, in half an hour on a laptop's CPU: all three losses, synthetic blemishes.
 
-    autoretouch train configs/portraits.py --data.root FACES --workdir runs/portraits
+    autoretouch train configs/portraits.py --data.root FACES --data.negatives PHOTOS --workdir runs/portraits
 
-It takes before/after pairs too: `--data.source BEFORE --data.target AFTER`. It is a smaller `configs/retouch.py`; the
-perceptual loss compares images at half resolution, which needs a quarter of the computation and sees larger spots.
+FACES are portraits as sharp as you want the results to be. PHOTOS, which may be left out, are photographs in which nothing is to be
+retouched: cloth, flowers, houses, people far away. Without them, drawn patterns alone teach the network what to leave alone.
+
+Faces are found and brought to one size, so that a blemish has the same size in every photograph; `retouch` does the same, and
+brings the edit back. It takes before/after pairs too: `--data.source BEFORE --data.target AFTER`. Pairs show by themselves what to
+leave alone, so they need no negatives.
 """
 
 from autoretouch_jax.config import (
@@ -18,7 +22,7 @@ from autoretouch_jax.config import (
 )
 
 config = Config(
-    generator=Retouch(width=32, widest=2, levels=4, blocks=1, gate=0.4),
+    generator=Retouch(width=32, widest=2, levels=4, blocks=1, gate=0.5),
     discriminator=AutoRetouchPatchGAN(width=16, norm="none"),
     loss=LossConfig(
         pixel="l1",
@@ -31,7 +35,15 @@ config = Config(
         perceptual_layers=("relu1_2",),
         perceptual_downsample=2,
     ),
-    data=DataConfig(crop=96, zoom=(0.5, 1.25), blemish=BlemishConfig(per_megapixel=(700.0, 5000.0))),
+    data=DataConfig(
+        crop=112,
+        face_size=256,
+        zoom=(0.75, 1.33),
+        colour=0.3,
+        degrade=0.4,
+        negative_share=0.3,
+        blemish=BlemishConfig(per_megapixel=(300.0, 5000.0), radius=(0.7, 5.5), patch=(5.0, 34.0), strength=(0.1, 0.9)),
+    ),
     optim=OptimConfig(
         generator_optimizer="muon",
         generator_lr=2e-3,
@@ -42,5 +54,5 @@ config = Config(
         clip_norm=5.0,
         ema=0.998,
     ),
-    train=TrainConfig(steps=6000, batch=4, checkpoint_every=500, log_every=50, sample_every=1000),
+    train=TrainConfig(steps=9000, batch=4, checkpoint_every=500, log_every=50, sample_every=1000),
 )

@@ -93,7 +93,7 @@ def test_a_new_loss_network_source_and_metric_train_and_measure(extended, pair_f
     assert json.loads((extended / "e.json").read_text())["model"]["outside_largest"] >= 0
     description = json.loads((extended / "run" / "model" / "model.json").read_text())
     assert description["generator"] == {"network": "plain", "width": 4}
-    run(extended, "retouch", "run", sides[0][0], "--out", "out")
+    run(extended, "retouch", sides[0][0], "--model", "run", "--out", "out")
     assert (extended / "out" / sides[0][0].name).is_file()
 
 

@@ -44,7 +44,7 @@ def test_evaluate_reports_lpips(files, face_folder, pair_folders, tmp_path):
     from autoretouch_jax.models.folder import save_model
 
     model = random_model()
-    save_model(tmp_path / "model", model.config, model.variables["params"], None, 1)
+    save_model(tmp_path / "model", model, 1)
     argv = ["evaluate", str(tmp_path / "model"), "--source", str(pair_folders[0]), "--target", str(pair_folders[1])]
     options = ["--lpips", "squeeze", "--lpips-weights", files[0], "--lpips-heads", files[1]]
     assert cli.main([*argv, *options, "--json", str(tmp_path / "e.json")]) == 0

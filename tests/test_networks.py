@@ -11,7 +11,8 @@ from reference_weights import import_patchgan
 from autoretouch_jax import cli
 from autoretouch_jax.config import networks
 from autoretouch_jax.errors import Refused
-from autoretouch_jax.inference.apply import network_output, retouch_array
+from autoretouch_jax.inference.edit import retouch_array
+from autoretouch_jax.inference.tiles import network_output
 from autoretouch_jax.models.folder import Model, load_model
 from autoretouch_jax.models.layers import TransposedConv, depth_to_space, space_to_depth
 from autoretouch_jax.models.modules import make_discriminator, make_generator

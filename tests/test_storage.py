@@ -142,7 +142,7 @@ def test_the_command_line_keeps_both_slashes(bucket, module_pairs, tmp_path, cap
     source, target = map(str, module_pairs)
     assert cli.main(["evaluate", f"{bucket}/nothing", "--source", source, "--target", target]) == 2
     assert f"{bucket}/nothing: no model here" in capsys.readouterr().err
-    assert cli.main(["retouch", f"{bucket}/nothing", source, "--out", str(tmp_path)]) == 2
+    assert cli.main(["retouch", source, "--model", f"{bucket}/nothing", "--out", str(tmp_path)]) == 2
     assert f"{bucket}/nothing: no model here" in capsys.readouterr().err
 
 

@@ -13,7 +13,7 @@ from autoretouch_jax.config import AutoRetouch
 from autoretouch_jax.demo import faces
 from autoretouch_jax.errors import Refused
 from autoretouch_jax.evaluation import metrics
-from autoretouch_jax.inference.apply import retouch_array
+from autoretouch_jax.inference.edit import apply_edit, find_edit, retouch_array
 from autoretouch_jax.models.autoretouch import AutoRetouchGenerator
 from autoretouch_jax.models.folder import Model, load_model, save_model
 
@@ -29,7 +29,7 @@ def random_model(**changes) -> Model:
 @pytest.fixture
 def model_folder(tmp_path):
     model = random_model()
-    save_model(tmp_path / "run" / "model", model.config, model.variables["params"], None, 3)
+    save_model(tmp_path / "run" / "model", model, 3)
     return tmp_path / "run"
 
 
@@ -44,7 +44,7 @@ def test_any_size_comes_back_and_the_tile_size_does_not_show(size):
     assert whole.shape == image.shape
     assert whole.dtype == np.uint8
     assert (whole != image).any()
-    tiled = retouch_array(model, image, tile=32)
+    tiled = apply_edit(model.config, image, find_edit(model, image, tile=32))
     assert np.abs(whole.astype(int) - tiled).max() <= 1, "float32 rounding may tip a level, nothing more"
     assert (whole != tiled).mean() < 0.01
 
@@ -190,7 +190,7 @@ def test_retouch_keeps_size_format_profile_exif_and_alpha(model_folder, tmp_path
     veiled.putalpha(90)
     veiled.save(photos / "c.webp", lossless=True, exact=True)
     out = tmp_path / "out"
-    assert cli.main(["retouch", str(model_folder), str(photos), "--out", str(out)]) == 0
+    assert cli.main(["retouch", str(photos), "--model", str(model_folder), "--out", str(out)]) == 0
     for path in photos.iterdir():
         with Image.open(path) as before, Image.open(out / path.name) as after:
             assert (after.size, after.mode, after.format) == (before.size, before.mode, before.format)
@@ -207,7 +207,7 @@ def test_retouch_does_the_rest_when_one_photo_is_broken(model_folder, tmp_path, 
     Image.fromarray(faces.draw_face(0, 64)).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:300])
     photos = [str(tmp_path / "bad.png"), str(tmp_path / "good.png")]
-    assert cli.main(["retouch", str(model_folder), *photos, "--out", str(tmp_path / "out")]) == 1
+    assert cli.main(["retouch", *photos, "--model", str(model_folder), "--out", str(tmp_path / "out")]) == 1
     assert "bad.png" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
 
@@ -224,7 +224,7 @@ def test_retouch_refuses_before_it_writes(model_folder, tmp_path, capsys, monkey
     Image.fromarray(faces.draw_face(0, 64)).save(photo)
     before = photo.read_bytes()
     filled = [argument.format(photo=photo, folder=photo.parent) for argument in arguments]
-    assert cli.main(["retouch", str(model_folder), *filled]) == 2
+    assert cli.main(["retouch", *filled, "--model", str(model_folder)]) == 2
     assert message in capsys.readouterr().err
     assert photo.read_bytes() == before
     assert not (tmp_path / "out").exists()

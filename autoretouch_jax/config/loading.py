@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoretouch_jax.config.paths import absolute
+from autoretouch_jax.config.paths import PRETRAINED, absolute
 from autoretouch_jax.config.schema import DATA_FORMS, Config
 from autoretouch_jax.errors import Refused, did_you_mean
 
@@ -104,8 +104,9 @@ def _with_value(config: Any, groups: list[str], name: str, value: Any) -> Any:
 def resolve(config: Config) -> Config:
     """Makes every path absolute, so that the same run can be resumed from any folder."""
     # Object storage has no working directory; `absolute` leaves its paths alone.
-    paths = [f"data.{key}" for form in DATA_FORMS for key in form] + ["data.audit", "train.start_from"]
+    paths = [f"data.{key}" for form in DATA_FORMS for key in form] + ["data.audit", "data.negatives", "train.start_from"]
     if config.loss.vgg_weights not in ("download", "random"):
         paths.append("loss.vgg_weights")
     flat = flatten(config)
-    return with_values(config, {key: absolute(flat[key]) for key in paths if flat[key]})
+    # The model in the box is known by its name, wherever the package is installed.
+    return with_values(config, {key: absolute(flat[key]) for key in paths if flat[key] not in (None, "", PRETRAINED)})

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+PRETRAINED = "pretrained"  # stands for the model in the box where a model is asked for
 # The bucket's first character, so that a file named gs: is not taken for a store.
 REMOTE = re.compile(r"(gs|s3)://[^/]")
 

@@ -67,7 +67,11 @@ class BlemishConfig:
     radius: tuple[float, float] = (1.0, 10.0)
     """Range of radii, log-scaled. Large radii are rarer."""
     strength: tuple[float, float] = (0.2, 0.9)
-    """How far a blemish moves the skin towards its own colour: 0 not at all, 1 all the way."""
+    """How far a blemish moves the skin towards its own colour: 0 not at all, 1 all the way. Faint ones are more common."""
+    patch: tuple[float, float] = (6.0, 40.0)
+    """Range of radii of large, faint patches."""
+    hollows: float = 0.4
+    """Share of the crops below an eye that get a shadow there. It needs `data.root` and a face that can be found."""
     clean_share: float = 0.1
     """Share of the crops that get no blemish, so that the network learns to leave skin alone."""
 
@@ -105,6 +109,18 @@ class DataConfig:
     a weight in the losses, so that their expected means are those over crops placed anywhere."""
     zoom: tuple[float, float] = (1.0, 1.0)
     """Range of the random resize factor of a photo before the crop. A photo is never made smaller than the crop."""
+    face_size: int = 0
+    """For folders: bring the largest face of each photo to this size before the zoom, from brows to chin in pixels. 0 takes
+    photos as they are. `model.json` states the size, and `retouch` brings faces to it."""
+    on_skin: float = 0.75
+    """For clean faces: share of the crops that are placed on skin. The others lie anywhere: on hair, cloth, background."""
+    negatives: str | None = None
+    """A folder of photographs in which nothing is to be retouched, of anything: cloth, flowers, houses, people far away."""
+    negative_share: float = 0.25
+    """Share of the crops in which nothing is to be retouched: from `negatives`, and drawn patterns. Without `negatives` it
+    acts only where blemishes are synthetic, because pairs show by themselves what to leave alone."""
+    degrade: float = 0.0
+    """Share of the crops that are blurred, sharpened, made noisy or compressed as cameras do, the same for both images."""
     flip: bool = True
     """Mirror half of the crops, chosen at random."""
     colour: float = 0.0
@@ -152,8 +168,8 @@ class TrainConfig:
     epochs: int = 0
     """Passes over the data. It counts only where `steps` is 0."""
     start_from: str | None = None
-    """A run or model/ folder whose weights the generator starts with: for fine-tuning, or, for pix2pixHD's local enhancer, a
-    trained global generator."""
+    """A run or model/ folder whose weights the generator starts with, or `pretrained`, the model in the box: for fine-tuning.
+    For pix2pixHD's local enhancer, a trained global generator."""
     batch: int = 8
     """Images per step over all devices."""
     seed: int = 0

@@ -18,12 +18,23 @@ NOT_NEGATIVE = (
     "optim.clip_norm", "optim.global_frozen_steps", "parallel.devices", "parallel.processes", "parallel.process",
     "train.seed", "train.steps", "train.epochs",
     "data.resize", "data.colour", "loss.edit_weight_steps", "loss.pixel_weight", "loss.adversarial_weight",
+    "data.face_size",
     "loss.adversarial_ramp", "loss.perceptual_weight", "loss.feature_matching_weight", "loss.mask_weight",
 )  # fmt: skip
 POSITIVE = ("optim.generator_lr", "optim.discriminator_lr", "loss.edit_weight")
 BELOW_ONE = ("optim.beta1", "optim.beta2", "optim.ema", "generator.dropout")
-SHARES = ("optim.decay_share", "data.blemish.clean_share", "data.edit_crops", "data.extra_blemishes", "generator.gate")
-RANGES = ("data.zoom", "data.blemish.radius", "data.blemish.strength", "data.blemish.per_megapixel")
+SHARES = (
+    "optim.decay_share",
+    "data.blemish.clean_share",
+    "data.blemish.hollows",
+    "data.on_skin",
+    "data.negative_share",
+    "data.degrade",
+    "data.edit_crops",
+    "data.extra_blemishes",
+    "generator.gate",
+)
+RANGES = ("data.zoom", "data.blemish.radius", "data.blemish.strength", "data.blemish.patch", "data.blemish.per_megapixel")
 
 # Keys, the condition that the value of each must meet, and its wording in a message. Keys that a network lacks are skipped.
 RULES: tuple[tuple[Sequence[str], Callable[[Any], bool], str], ...] = (
@@ -89,6 +100,11 @@ def _validate_data(data: DataConfig) -> None:
     if bool(data.source) != bool(data.target):
         missing = "target" if data.source else "source"
         raise Refused(f"--data.{missing} is missing: pairs need both --data.source and --data.target")
+    if data.face_size and (data.records or data.tfds or data.resize):
+        raise Refused(
+            "--data.face-size needs folders, --data.root or --data.source and --data.target, and no --data.resize; "
+            "set it to 0, or prepare the pairs at the size that you want"
+        )
     if not given:
         raise Refused(
             "no data: give --data.root FOLDER (clean faces), --data.source A --data.target B (pairs), --data.records FOLDER "

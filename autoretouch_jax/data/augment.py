@@ -6,6 +6,7 @@ from PIL import Image
 from autoretouch_jax.config import DataConfig
 from autoretouch_jax.data import crops
 from autoretouch_jax.data.blemishes import add_blemishes, skin_mask
+from autoretouch_jax.data.degrade import degrade
 from autoretouch_jax.data.sources import Decoded, Example, Images, whole
 
 SKIN_TRIES = 4  # random positions that are tried to find a crop with skin in it
@@ -26,7 +27,7 @@ def augment(example: Example, config: DataConfig, rng: np.random.Generator) -> I
     clean_faces = bool(config.root)
     side = _side(example, config, rng)
     if clean_faces:
-        (top, left), weight = _place_on_skin(example, side, rng), 1.0
+        (top, left), weight = _place(example, side, config.on_skin, rng), 1.0
     else:
         edits = example.edits() if config.edit_crops else np.zeros((1, 1), np.uint8)
         top, left, weight = crops.draw(rng, example.height, example.width, edits, side, config.edit_crops)
@@ -37,16 +38,35 @@ def augment(example: Example, config: DataConfig, rng: np.random.Generator) -> I
     }
     if config.flip and rng.random() < 0.5:
         pair = {name: image[:, ::-1] for name, image in pair.items()}
+    # Where the face's skin is, as an image that is cut and mirrored like the others.
+    parts = pair.pop("regions", None)
+    pair = _coloured(rng, pair, config)
+    # Blemishes come after zoom and colours, so that these do not change their sizes and hues.
+    if clean_faces:
+        pair["source"] = add_blemishes(rng, pair["target"], config.blemish, parts)
+    elif config.extra_blemishes and rng.random() < config.extra_blemishes:
+        pair["source"] = add_blemishes(rng, pair["source"], config.blemish)
+    return _degraded(rng, pair, config) | {"weight": np.asarray(weight * example.weight, np.float32)}
+
+
+def augment_negative(crop: np.ndarray, config: DataConfig, rng: np.random.Generator) -> Images:
+    """Returns what `augment` does for a crop in which nothing is to be retouched: source and target are the same."""
+    pair = _coloured(rng, {"source": crop, "target": crop}, config)
+    return _degraded(rng, pair, config) | {"weight": np.asarray(1.0, np.float32)}
+
+
+def _coloured(rng: np.random.Generator, pair: Images, config: DataConfig) -> Images:
     if config.colour:
         table = _colour_table(rng, config.colour)
         pair = {name: table[np.arange(3), image] for name, image in pair.items()}
-    pair = {name: np.ascontiguousarray(image) for name, image in pair.items()}
-    # Blemishes come last, so that zoom and colours do not change their sizes and hues.
-    if clean_faces:
-        pair["source"] = add_blemishes(rng, pair["target"], config.blemish)
-    elif config.extra_blemishes and rng.random() < config.extra_blemishes:
-        pair["source"] = add_blemishes(rng, pair["source"], config.blemish)
-    return pair | {"weight": np.asarray(weight * example.weight, np.float32)}
+    return {name: np.ascontiguousarray(image) for name, image in pair.items()}
+
+
+def _degraded(rng: np.random.Generator, pair: Images, config: DataConfig) -> Images:
+    if config.degrade and rng.random() < config.degrade:
+        source, target = degrade(rng, pair["source"], pair["target"])
+        return {"source": source, "target": target}
+    return pair
 
 
 def _side(example: Example, config: DataConfig, rng: np.random.Generator) -> int:
@@ -56,13 +76,17 @@ def _side(example: Example, config: DataConfig, rng: np.random.Generator) -> int
     return min(side, example.height, example.width)
 
 
-def _place_on_skin(example: Example, side: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Returns top and left of a crop with skin in it, or of the last try when no try finds one."""
+def _place(example: Example, side: int, on_skin: float, rng: np.random.Generator) -> tuple[int, int]:
+    """Returns top and left of a crop: for a share `on_skin`, with skin in it, or of the last try when no try finds any."""
     # A grid of about 16 × 16 pixels is enough to recognise skin.
     step = max(1, side // 16)
-    for _ in range(SKIN_TRIES):
+    tries = SKIN_TRIES if rng.random() < on_skin else 1
+    for _ in range(tries):
         top, left = int(rng.integers(example.height - side + 1)), int(rng.integers(example.width - side + 1))
-        if skin_mask(example.cut((top, left, side, side))["target"][::step, ::step]).mean() > SKIN_SHARE:
+        cut = example.cut((top, left, side, side))
+        # Skin by the face that was found, else by its colour.
+        skin = cut["regions"][::step, ::step, 0] > 127 if "regions" in cut else skin_mask(cut["target"][::step, ::step])
+        if skin.mean() > SKIN_SHARE:
             break
     return top, left
 
@@ -75,4 +99,9 @@ def _colour_table(rng: np.random.Generator, strength: float) -> np.ndarray:
 
 
 def _resize(image: np.ndarray, size: tuple[int, int], filter: Image.Resampling) -> np.ndarray:
+    if image.shape[-1] != 3:  # regions: Pillow would take a second channel for transparency
+        channels = [np.ascontiguousarray(image[..., i]) for i in range(image.shape[-1])]
+        return np.stack(
+            [np.asarray(Image.fromarray(channel).resize(size, Image.Resampling.BILINEAR)) for channel in channels], -1
+        )
     return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, filter))

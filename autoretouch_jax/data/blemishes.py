@@ -1,9 +1,13 @@
-"""Procedural blemishes: a clean face → the same face with spots, moles, freckles, scars, patches and shine.
+"""Procedural blemishes: a clean face → the same face with what retouchers remove: spots, pimples, their marks, moles, freckles,
+scars, discoloured patches, and shadows below the eyes.
 
 All randomness comes from the generator passed in. Images are uint8 `[H, W, 3]`; pixels outside every blemish come back
-bit-identical. The families and their ranges are ours. They are broad on purpose, so that the network also learns to
-remove blemishes that this file does not draw.
+bit-identical. Where the parts of the face are known (`faces.regions`), blemishes lie on bare skin alone, and not on hair, lips,
+eyes or cloth. The families and their ranges are ours. They are broad on purpose, so that the network also learns to remove
+blemishes that this file does not draw.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,34 +21,54 @@ PALETTE = {
     "purple": ((0.6, 0.4, 0.5), (0.95, 0.8, 0.95)),
     "pale": ((1.05, 1.05, 1.0), (1.5, 1.5, 1.5)),
 }
-# For each family its share of the blemishes.
-FAMILY_SHARES = {"spot": 0.42, "pimple": 0.18, "freckles": 0.14, "line": 0.1, "patch": 0.16}
+# For each family its share of the blemishes. Shadows below the eyes are drawn once a crop: `blemish.hollows`.
+FAMILY_SHARES = {"spot": 0.26, "pimple": 0.22, "mark": 0.22, "mole": 0.1, "freckles": 0.06, "line": 0.04, "patch": 0.1}
 
 
-def add_blemishes(rng: np.random.Generator, clean: np.ndarray, config: BlemishConfig) -> np.ndarray:
-    """`uint8[H, W, 3]` → the blemished image, of the same shape. Blemishes are centred on skin; without skin there are none."""
+class Canvas(NamedTuple):
+    """An image, float32 `[h, w, 3]`, which is painted on in place, and how far each pixel is skin, float32 `[h, w]`."""
+
+    image: np.ndarray
+    skin: np.ndarray
+
+
+def add_blemishes(
+    rng: np.random.Generator, clean: np.ndarray, config: BlemishConfig, regions: np.ndarray | None = None
+) -> np.ndarray:
+    """`uint8[H, W, 3]` → the blemished image, of the same shape. Blemishes are centred on skin; without skin there are none.
+
+    `regions` is what `faces.regions` returns for the image. Without it, blemishes are centred on pixels of any skin's colour.
+    """
     # A network that never sees clean skin learns that every crop must be changed.
     if rng.random() < config.clean_share:
         return clean
     height, width = clean.shape[:2]
+    if regions is None:
+        on_skin = np.flatnonzero(skin_mask(clean))
+        canvas = Canvas(clean.astype(np.float32), np.ones((height, width), np.float32))
+    else:
+        on_skin = np.flatnonzero(regions[..., 0] > 127)
+        canvas = Canvas(clean.astype(np.float32), regions[..., 0].astype(np.float32) / 255)
+    if on_skin.size == 0:
+        return clean
     low, high = np.log(config.per_megapixel)
     # Log-uniform, so that crops with few blemishes are as common as crops with many.
     count = rng.poisson(np.exp(rng.uniform(low, high)) * height * width / 1e6)
-    on_skin = np.flatnonzero(skin_mask(clean))
-    if count == 0 or on_skin.size == 0:
-        return clean
-    image = clean.astype(np.float32)
-    families = rng.choice(list(FAMILY_SHARES), size=count, p=list(FAMILY_SHARES.values()))
+    # Shadows and patches lie below the rest, as they do in skin.
+    if regions is not None and rng.random() < config.hollows:
+        _hollows(rng, canvas, regions[..., 1].astype(np.float32) / 255, config)
+    families = list(rng.choice(list(FAMILY_SHARES), size=count, p=list(FAMILY_SHARES.values())))
+    families.sort(key=lambda family: family != "patch")
     for family, position in zip(families, rng.choice(on_skin, size=count), strict=True):
         centre = np.array(divmod(int(position), width), np.float32)
-        _PAINTERS[family](rng, image, centre, config)
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+        _PAINTERS[family](rng, canvas, centre, config)
+    return np.clip(np.rint(canvas.image), 0, 255).astype(np.uint8)
 
 
 def skin_mask(image: np.ndarray) -> np.ndarray:
     """`bool[H, W]`: pixels whose colour could be skin, of any complexion. In a black-and-white photo every pixel could be.
 
-    A generous box in YCbCr (after Chai and Ngan 1999, widened). It only decides where blemishes are centred.
+    A generous box in YCbCr (after Chai and Ngan 1999, widened). It decides where blemishes are centred when no face is known.
     """
     r, g, b = np.moveaxis(image.astype(np.float32), -1, 0)
     luma = 0.299 * r + 0.587 * g + 0.114 * b
@@ -55,15 +79,15 @@ def skin_mask(image: np.ndarray) -> np.ndarray:
     return np.ones_like(mask) if grey else mask
 
 
-def _window(image: np.ndarray, centre: np.ndarray, reach: float):
-    """Returns a view of the image within `reach` of the centre, and its pixels' offsets (dy, dx) from the centre."""
-    height, width = image.shape[:2]
+def _window(canvas: Canvas, centre: np.ndarray, reach: float) -> tuple[Canvas, np.ndarray, np.ndarray]:
+    """Returns a view of the canvas within `reach` of the centre, and its pixels' offsets (dy, dx) from the centre."""
+    height, width = canvas.skin.shape
     # A view, not a copy: painting on it paints on the image.
     top, left = (max(0, int(c - reach)) for c in centre)
     bottom, right = min(height, int(centre[0] + reach) + 2), min(width, int(centre[1] + reach) + 2)
     dy = np.arange(top, bottom, dtype=np.float32)[:, None] - centre[0]
     dx = np.arange(left, right, dtype=np.float32)[None, :] - centre[1]
-    return image[top:bottom, left:right], dy, dx
+    return Canvas(canvas.image[top:bottom, left:right], canvas.skin[top:bottom, left:right]), dy, dx
 
 
 def _radius(rng: np.random.Generator, config: BlemishConfig, power: float = 1.5) -> float:
@@ -75,28 +99,33 @@ def _radius(rng: np.random.Generator, config: BlemishConfig, power: float = 1.5)
 def _colour(rng: np.random.Generator, kind: str | None = None) -> np.ndarray:
     if kind is None and rng.random() < 0.04:  # a few have any colour at all: ink, make-up, a stain
         return rng.uniform(0.2, 1.6, 3).astype(np.float32)
-    kind = kind or str(rng.choice(list(PALETTE), p=[0.36, 0.24, 0.12, 0.1, 0.18]))
+    kind = kind or str(rng.choice(list(PALETTE), p=[0.42, 0.28, 0.06, 0.1, 0.14]))
     low, high = np.array(PALETTE[kind], np.float32)
     shared = rng.random()  # the channels share most of the draw, so that hues stay plausible
     return (low + (high - low) * np.clip(shared + rng.normal(0, 0.12, 3), 0, 1)).astype(np.float32)
 
 
-def _paint(rng: np.random.Generator, view: np.ndarray, alpha: np.ndarray, colour: np.ndarray) -> None:
-    """Moves `view` towards `colour` × local skin by `alpha[h, w]`, in place. It hides a random part of the skin's texture."""
+def _paint(rng: np.random.Generator, view: Canvas, alpha: np.ndarray, colour: np.ndarray, cover: float | None = None) -> None:
+    """Moves the skin in `view` towards `colour` × local skin by `alpha[h, w]`, in place.
+
+    `cover` is how much of the skin's texture it hides: 0 none, 1 all of it. By default it is drawn at random.
+    """
     # Coverage this faint would change a pixel by about one level at most. Such pixels must come back bit-identical.
+    alpha = alpha * view.skin
     alpha = np.where(alpha < 0.004, 0, alpha)[..., None]
     weight = alpha.sum()
     if weight == 0:
         return
     # Relative to the mean colour below the blemish, so that it darkens dark skin and light skin alike.
-    skin = (view * alpha).sum((0, 1)) / weight
+    image = view.image
+    skin = (image * alpha).sum((0, 1)) / weight
     goal = np.clip(skin * colour, 0, 255)
-    cover = rng.random() * 0.9  # 0 keeps the skin's texture, 1 hides it under the blemish
-    view += alpha * (cover * (goal - view) + (1 - cover) * (goal - skin))
+    cover = rng.random() * 0.9 if cover is None else cover
+    image += alpha * (cover * (goal - image) + (1 - cover) * (goal - skin))
 
 
-def _blob(rng: np.random.Generator, dy: np.ndarray, dx: np.ndarray, radius: float) -> np.ndarray:
-    """Coverage in [0, 1] of an irregular ellipse, with an edge between sharp and bell-shaped."""
+def _blob(rng: np.random.Generator, dy: np.ndarray, dx: np.ndarray, radius: float, bell: float = 0.5) -> np.ndarray:
+    """Coverage in [0, 1] of an irregular ellipse. A share `bell` of them fade out, the others have an edge."""
     angle, stretch = rng.uniform(0, np.pi), np.exp(rng.normal(0, 0.22))
     u = (np.cos(angle) * dx + np.sin(angle) * dy) / stretch
     v = (np.cos(angle) * dy - np.sin(angle) * dx) * stretch
@@ -106,50 +135,77 @@ def _blob(rng: np.random.Generator, dy: np.ndarray, dx: np.ndarray, radius: floa
         theta = np.arctan2(v, u)
         for k in (2, 3, 5):
             distance = distance * (1 + rng.normal(0, 0.3 / k) * np.cos(k * theta + rng.uniform(0, 6.3)))
-    # Half of the blobs fade out like a bell, the others have an edge of varying sharpness.
-    if rng.random() < 0.5:
+    if rng.random() < bell:
         return np.exp(-0.5 * (1.6 * distance) ** rng.uniform(1.6, 3.5))
     return 1 / (1 + np.exp(np.clip((distance - 1) * radius / rng.uniform(0.35, 0.35 + 0.35 * radius), -30, 30)))
 
 
 def _strength(rng: np.random.Generator, config: BlemishConfig) -> float:
-    return float(rng.uniform(*config.strength))
+    """A strength between the config's bounds. Faint ones are more common: most of what retouchers remove is faint."""
+    low, high = config.strength
+    return float(low + (high - low) * rng.random() ** 1.4)
 
 
-def _spot(rng, image, centre, config) -> None:
+# ---- the families -----------------------------------------------------------------------------------------------------------
+
+
+def _spot(rng, canvas, centre, config) -> None:
+    """A round discoloration of any hue and sharpness."""
     radius = _radius(rng, config)
-    view, dy, dx = _window(image, centre, 3 * radius + 2)
+    view, dy, dx = _window(canvas, centre, 3 * radius + 2)
     _paint(rng, view, _strength(rng, config) * _blob(rng, dy, dx, radius), _colour(rng))
 
 
-def _pimple(rng, image, centre, config) -> None:
-    """A red spot with a smaller core near its centre: a white head, a dark crust, or a red or brown dot."""
+def _pimple(rng, canvas, centre, config) -> None:
+    """A raised red spot: one side is lit and the other shaded. Many have a core: a white head, a dark crust, a red dot."""
     radius = _radius(rng, config)
-    view, dy, dx = _window(image, centre, 3 * radius + 2)
+    view, dy, dx = _window(canvas, centre, 3 * radius + 2)
     strength = _strength(rng, config)
     _paint(rng, view, strength * _blob(rng, dy, dx, radius), _colour(rng, "red"))
-    core = max(0.7, radius * rng.uniform(0.2, 0.5))
-    off = rng.normal(0, 0.2 * radius, 2)
-    kind = str(rng.choice(["pale", "pale", "dark", "red", "brown"]))
-    _paint(rng, view, min(1.0, 1.3 * strength) * _blob(rng, dy - off[0], dx - off[1], core), _colour(rng, kind))
+    if rng.random() < 0.6:
+        core = max(0.7, radius * rng.uniform(0.2, 0.5))
+        off = rng.normal(0, 0.2 * radius, 2)
+        kind = str(rng.choice(["pale", "pale", "dark", "red", "brown"]))
+        _paint(rng, view, min(1.0, 1.3 * strength) * _blob(rng, dy - off[0], dx - off[1], core), _colour(rng, kind))
+    if radius > 1.5:
+        angle = rng.uniform(0, 2 * np.pi)
+        slope = (np.cos(angle) * dx + np.sin(angle) * dy) / radius * np.exp(-0.5 * (dx * dx + dy * dy) / radius**2)
+        light = rng.uniform(0, 0.15) * strength * slope * view.skin
+        view.image[...] *= 1 + np.where(np.abs(light) < 0.006, 0, light)[..., None]
 
 
-def _freckles(rng, image, centre, config) -> None:
+def _mark(rng, canvas, centre, config) -> None:
+    """What a pimple leaves: flat, soft, brown, red or purple, and the skin's texture shows through."""
+    radius = 1.3 * _radius(rng, config, power=0.9)
+    view, dy, dx = _window(canvas, centre, 3 * radius + 2)
+    colour = _colour(rng, str(rng.choice(["brown", "red", "purple"], p=[0.35, 0.4, 0.25])))
+    _paint(rng, view, 0.6 * _strength(rng, config) * _blob(rng, dy, dx, radius, bell=0.7), colour, cover=0.15 * rng.random())
+
+
+def _mole(rng, canvas, centre, config) -> None:
+    """A dark brown spot with a clear edge."""
+    radius = 0.6 * _radius(rng, config)
+    view, dy, dx = _window(canvas, centre, 3 * radius + 2)
+    strength = min(1.0, 0.3 + _strength(rng, config))
+    _paint(rng, view, strength * _blob(rng, dy, dx, radius, bell=0.2), _colour(rng, str(rng.choice(["brown", "dark"]))))
+
+
+def _freckles(rng, canvas, centre, config) -> None:
     """A few small brown, red or dark dots scattered around the centre."""
     spread, strength = rng.uniform(4, 24), _strength(rng, config)
     colour = _colour(rng, str(rng.choice(["brown", "red", "brown", "dark"])))
-    for _ in range(rng.integers(3, 12)):
+    for _ in range(rng.integers(3, 9)):
         position = centre + rng.normal(0, spread, 2)
-        if (position >= 0).all() and (position < image.shape[:2]).all():
+        if (position >= 0).all() and (position < canvas.skin.shape).all():
             radius = rng.uniform(0.6, 2.2)
-            view, dy, dx = _window(image, position, 3 * radius + 2)
+            view, dy, dx = _window(canvas, position, 3 * radius + 2)
             _paint(rng, view, strength * rng.uniform(0.5, 1) * _blob(rng, dy, dx, radius), colour)
 
 
-def _line(rng, image, centre, config) -> None:
+def _line(rng, canvas, centre, config) -> None:
     """A scar, a scratch or a stray hair: a gently bent stroke with soft ends."""
     length, half_width = rng.uniform(4, 28), rng.uniform(0.4, 1.8)
-    view, dy, dx = _window(image, centre, length + 4 * half_width)
+    view, dy, dx = _window(canvas, centre, length + 4 * half_width)
     angle, bend = rng.uniform(0, np.pi), rng.normal(0, 0.015)
     along = np.cos(angle) * dx + np.sin(angle) * dy
     across = np.cos(angle) * dy - np.sin(angle) * dx - bend * along * along
@@ -157,17 +213,33 @@ def _line(rng, image, centre, config) -> None:
     _paint(rng, view, _strength(rng, config) * alpha, _colour(rng))
 
 
-def _patch(rng, image, centre, config) -> None:
+def _patch(rng, canvas, centre, config) -> None:
     """A large, faint and uneven discoloration: irritation, pigmentation, shine."""
-    radius = float(config.radius[1]) * rng.uniform(0.6, 1.6)
-    view, dy, dx = _window(image, centre, 2 * radius + 2)
-    # Coarse noise makes the patch uneven.
+    low, high = np.log(config.patch)
+    radius = float(np.exp(rng.uniform(low, high)))
+    view, dy, dx = _window(canvas, centre, 2 * radius + 2)
+    alpha = _blob(rng, dy, dx, radius, bell=0.7) * _uneven(rng, view.skin.shape)
+    colour = _colour(rng, str(rng.choice(["red", "brown", "purple", "pale"], p=[0.6, 0.2, 0.1, 0.1])))
+    _paint(rng, view, 0.45 * _strength(rng, config) * alpha, colour, cover=0.15 * rng.random())
+
+
+def _hollows(rng, canvas, hollow: np.ndarray, config) -> None:
+    """The shadows below both eyes: brown, purple, reddish or just dark. `hollow[h, w]` is their place and form."""
+    if hollow.max() < 0.2:
+        return
+    strength = 0.7 * _strength(rng, config)
+    # A power makes them narrow or wide.
+    alpha = strength * hollow ** rng.uniform(0.6, 1.6) * _uneven(rng, hollow.shape)
+    _paint(
+        rng, canvas, alpha, _colour(rng, str(rng.choice(["purple", "brown", "dark", "red"], p=[0.4, 0.3, 0.2, 0.1]))), cover=0.0
+    )
+
+
+def _uneven(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """A factor around 0.7, from coarse noise: `float32[h, w]` in [0, 1]."""
     grain = rng.normal(0, 1, (4, 4)).astype(np.float32)
-    rows = np.linspace(0, 3, view.shape[0])
-    columns = np.linspace(0, 3, view.shape[1])
-    smooth = _interpolate(_interpolate(grain, rows).T, columns).T
-    alpha = _blob(rng, dy, dx, radius) * np.clip(0.7 + 0.4 * smooth, 0, 1)
-    _paint(rng, view, 0.5 * _strength(rng, config) * alpha, _colour(rng, str(rng.choice(["red", "brown", "purple", "pale"]))))
+    rows, columns = np.linspace(0, 3, shape[0]), np.linspace(0, 3, shape[1])
+    return np.clip(0.7 + 0.25 * _interpolate(_interpolate(grain, rows).T, columns).T, 0, 1)
 
 
 def _interpolate(values: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -178,4 +250,12 @@ def _interpolate(values: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 # By name, because tests draw each family alone.
-_PAINTERS = {"spot": _spot, "pimple": _pimple, "freckles": _freckles, "line": _line, "patch": _patch}
+_PAINTERS = {
+    "spot": _spot,
+    "pimple": _pimple,
+    "mark": _mark,
+    "mole": _mole,
+    "freckles": _freckles,
+    "line": _line,
+    "patch": _patch,
+}

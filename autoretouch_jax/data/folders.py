@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autoretouch_jax.data.faces import Face, find_faces, regions, scaled
 from autoretouch_jax.data.images import Header, read_header, read_rgb
 from autoretouch_jax.data.pairing import match_all, named_images, unique_names
 from autoretouch_jax.data.sources import Decoded
@@ -19,13 +20,13 @@ CACHE_BYTES = 1 << 30  # a folder whose decoded pixels fit is decoded once
 ALPHA_CHECKED = 64  # files with an alpha channel that are decoded before training starts; the others are checked when read
 
 
-class FaceSource:
-    """Clean faces. Its examples hold only `target`."""
+class PhotoSource:
+    """Photographs of anything. Its examples hold only `target`."""
 
     license: str | None = None
 
-    def __init__(self, root: Path) -> None:
-        files = named_images(root, "--data.root")
+    def __init__(self, root: Path, role: str = "--data.root") -> None:
+        files = named_images(root, role)
         self.names = [name for name, _ in files]
         self.targets = [path for _, path in files]
         headers = _checked_headers(self.targets)
@@ -42,6 +43,30 @@ class FaceSource:
 
     def _decode(self, index: int) -> Decoded:
         return Decoded(self.names[index], {"target": read_rgb(self.targets[index])})
+
+
+class FaceSource(PhotoSource):
+    """Clean faces. Its examples hold `target`, and `regions`, where skin is (`faces.regions`), if a face is found.
+
+    With a `face_size` every photograph is resized so that its largest face has that size.
+    """
+
+    def __init__(self, root: Path, face_size: int = 0) -> None:
+        super().__init__(root)
+        self.face_size = face_size
+        # Faces are few numbers: they are kept even where the decoded photographs are too many to keep.
+        self._faces: dict[int, list[Face]] = {}
+
+    def _decode(self, index: int) -> Decoded:
+        image = super()._decode(index).images["target"]
+        if index not in self._faces:
+            self._faces[index] = find_faces(image)
+        faces = self._faces[index]
+        if not faces:
+            return Decoded(self.names[index], {"target": image})
+        if self.face_size:
+            image, faces = scaled(image, faces, self.face_size / faces[0].size)
+        return Decoded(self.names[index], {"target": image, "regions": regions(image, faces)})
 
 
 @dataclass(frozen=True)
@@ -71,11 +96,12 @@ class PairFiles:
 
 
 class PairSource:
-    """Pairs from two folders, matched by name."""
+    """Pairs from two folders, matched by name. With a `face_size` both are resized so that the largest face has that size."""
 
     license: str | None = None
 
-    def __init__(self, source: Path, target: Path) -> None:
+    def __init__(self, source: Path, target: Path, face_size: int = 0) -> None:
+        self.face_size = face_size
         self.files, headers = checked_pairs(source, target)
         self.names = self.files.names
         self.smallest = _smallest(self.files.sources, headers)
@@ -89,6 +115,10 @@ class PairSource:
 
     def _decode(self, index: int) -> Decoded:
         source, target = self.files.read(index)
+        # Both by the source's face: two detections could differ by a pixel, and the pair would no longer be aligned.
+        if self.face_size and (faces := find_faces(source)):
+            factor = self.face_size / faces[0].size
+            source, target = (scaled(image, faces, factor)[0] for image in (source, target))
         return Decoded(self.names[index], {"source": source, "target": target})
 
 

@@ -6,12 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autoretouch_jax.config import DataConfig
+from autoretouch_jax.data.faces import find_faces
 from autoretouch_jax.data.folders import FaceSource, PairSource
 from autoretouch_jax.data.records import RecordSource
-from autoretouch_jax.data.sources import Source
-from autoretouch_jax.errors import Refused
+from autoretouch_jax.data.sources import Source, whole
+from autoretouch_jax.errors import BadInput, Refused
 from autoretouch_jax.runtime import storage
+
+MEASURED_FACES = 12  # images in which faces are measured, where `data.face_size` does not state their size
 
 
 def open_source(config: DataConfig) -> Source:
@@ -33,7 +38,7 @@ def open_source(config: DataConfig) -> Source:
 
 def _open(config: DataConfig) -> Source:
     if config.root:
-        return FaceSource(Path(config.root))
+        return FaceSource(Path(config.root), config.face_size)
     if config.records:
         return RecordSource(storage.open_path(config.records))
     if config.tfds:
@@ -43,7 +48,24 @@ def _open(config: DataConfig) -> Source:
         return TfdsSource(Path(config.tfds), config.split)
     assert config.source
     assert config.target
-    return PairSource(Path(config.source), Path(config.target))
+    return PairSource(Path(config.source), Path(config.target), config.face_size)
+
+
+def typical_face_size(source: Source, config: DataConfig) -> float | None:
+    """Returns the median size of the faces that a network is trained on, in pixels of its crops, or None without faces."""
+    centre = float(np.sqrt(config.zoom[0] * config.zoom[1]))
+    if config.face_size:
+        return config.face_size * centre
+    sizes = []
+    for index in range(min(MEASURED_FACES, len(source))):
+        try:
+            image = whole(source[index])["target"]
+        except BadInput:  # training counts unreadable examples
+            continue
+        if faces := find_faces(image):
+            # pix2pix resizes every photograph to one side.
+            sizes.append(faces[0].size * (config.resize / min(image.shape[:2]) if config.resize else 1.0))
+    return round(float(np.median(sizes)) * centre, 1) if sizes else None
 
 
 class Weighted:

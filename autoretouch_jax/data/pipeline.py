@@ -12,7 +12,8 @@ import grain
 import numpy as np
 
 from autoretouch_jax.config import Config, DataConfig
-from autoretouch_jax.data.augment import augment
+from autoretouch_jax.data.augment import augment, augment_negative
+from autoretouch_jax.data.negatives import open_negatives
 from autoretouch_jax.data.sources import Images, Source
 from autoretouch_jax.errors import BadInput, summarise
 
@@ -56,6 +57,7 @@ class Crops(grain.transforms.RandomMap):
 
     def __init__(self, source: Source, config: DataConfig, faults: Faults) -> None:
         self.source, self.config, self.faults = source, config, faults
+        self.negatives = open_negatives(config, faults.note)
 
     def random_map(self, element: int, rng: np.random.Generator) -> Images:
         """Returns a crop. All of its randomness comes from the generator passed in."""
@@ -63,6 +65,8 @@ class Crops(grain.transforms.RandomMap):
         for number in range(element, element + len(self.source)):
             index = number % len(self.source)
             try:
+                if self.negatives and rng.random() < self.config.negative_share:
+                    return augment_negative(self.negatives.draw(rng), self.config, rng)
                 return augment(self.source[index], self.config, rng)
             except BadInput as error:
                 self.faults.note(self.source.names[index], error)

@@ -13,7 +13,7 @@ from autoretouch_jax.config.loading import resolve
 from autoretouch_jax.config.resume import refuse_other_run
 from autoretouch_jax.data.blemishes import add_blemishes
 from autoretouch_jax.data.folders import PairSource
-from autoretouch_jax.demo import faces
+from autoretouch_jax.demo import faces, showcase
 from autoretouch_jax.errors import EXIT_DONE, Refused
 from autoretouch_jax.evaluation import evaluate, report
 from autoretouch_jax.models.folder import load_model
@@ -96,14 +96,18 @@ def show(workdir: Path) -> int:
     """Evaluates on the held-out pictures, and prints the table and where to look next. Returns the exit status."""
     held_out = workdir / "data" / "heldout"
     pairs = PairSource(held_out / "source", held_out / "target")
-    result, _ = evaluate.evaluate({"model": load_model(workdir)}, pairs, workdir / "pictures")
+    # The whole picture, because the detector takes only half of the drawn faces for faces.
+    result, _ = evaluate.evaluate({"model": load_model(workdir)}, pairs, workdir / "pictures", faces="off")
     evaluate.write_result(workdir / "eval.json", result)
     print("\n" + report.table(result))
+    report.save_picture(workdir / "photographs.png", showcase.side_by_side(load_model(workdir)))
     print(f"""
-before, after, target and amplified change of a real portrait it has never seen: {workdir / "pictures" / "portrait.png"}
-  ({faces.PORTRAIT_CREDIT})
+real, unretouched photographs through this model and through the model in the box: {workdir / "photographs.png"}
+  ({"; ".join(showcase.CREDITS)})
+before, after, target and amplified change of a portrait with drawn blemishes: {workdir / "pictures" / "portrait.png"}
 how it learned: {workdir / "samples"} and {workdir / "metrics.jsonl"}; every number: {workdir / "eval.json"}
-try it on a photo:        autoretouch retouch {workdir} PHOTO.jpg --out retouched
+the model in the box on a photo:  autoretouch retouch PHOTO.jpg --out retouched
+this one:                         autoretouch retouch PHOTO.jpg --model {workdir} --out retouched
 train it on real faces:   autoretouch train configs/portraits.py --data.root FACES --workdir runs/portraits
 or on before/after pairs: autoretouch train configs/retouch.py --data.source BEFORE --data.target AFTER --workdir runs/b""")
     return EXIT_DONE

@@ -1,9 +1,9 @@
-"""`autoretouch evaluate`: measures models on pairs of files, and doing nothing beside them."""
+"""`autoretouch evaluate`: measures models on pairs, on photographs that should not change, and doing nothing beside them."""
 
 import itertools
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import numpy as np
 from tqdm import tqdm
 
 from autoretouch_jax.config.paths import absolute
-from autoretouch_jax.data.sources import Source, whole
+from autoretouch_jax.data.faces import find_parts
+from autoretouch_jax.data.sources import Images, Source, whole
 from autoretouch_jax.errors import EXIT_DONE, EXIT_FAILED, BadInput, Refused, summarise
 from autoretouch_jax.evaluation import metrics, report
 from autoretouch_jax.evaluation.lpips import Metric
-from autoretouch_jax.inference.apply import apply_gate, network_output
+from autoretouch_jax.inference.edit import Faces, apply_edit, find_edit
 from autoretouch_jax.models.folder import Model, load_model
 from autoretouch_jax.runtime import processes, storage
 
@@ -24,79 +25,136 @@ PROTOCOL = (
     "8-bit RGB at full resolution, as a user would see it; edit: pixels where any channel of source and target differs by "
     ">= 1/255; per image, then plain means; undefined values are null, left out of the mean and counted"
 )
+WORST = 5  # photographs that are named when a model changes what it should leave alone
 _gather_number = itertools.count()  # a name may be gathered once, and a run evaluates many times
 
 
 def evaluate(
-    models: Mapping[str, Model], pairs: Source, pictures: Path | None = None, lpips: Metric | None = None
+    models: Mapping[str, Model],
+    pairs: Source | None,
+    pictures: Path | None = None,
+    lpips: Metric | None = None,
+    faces: Faces = "auto",
+    alone: Source | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Returns `({"n", "protocol", "identity", "model", "images"}, faults)`. A pair that cannot be decoded becomes a fault.
 
     With several models, `model` is the first one's, and `models` holds the values of each under its name: the means, and in
     `images` those of each image. Each of several processes measures a share of the pairs, and all return the same result.
+    `alone` are photographs in which nothing should change: what each model changes there is added to its means, `alone` holds
+    the values of each photograph, and `worst` names those that the first model changed most.
     """
-    images, faults = [], []
-    share = range(processes.index(), len(pairs), processes.count())
+    images, faults = _each(pairs, lambda name, pair: _measure_pair(models, name, pair, pictures, lpips, faces), "evaluating")
+    untouched, further = _each(alone, lambda name, photo: _measure_alone(models, name, photo, pictures, faces), "leaving alone")
+    faults += further
+    if not images and not untouched:
+        raise BadInput(f"no image could be read: {summarise(faults)}")
+    means: dict[str, Any] = {"identity": metrics.mean([image["identity"] for image in images]) if images else {}}
+    by_model = {
+        name: _means([image["models"][name] for image in images], [u["models"][name] for u in untouched]) for name in models
+    }
+    means["model"] = next(iter(by_model.values()))
+    for row in images + untouched:
+        row["model"] = next(iter(row["models"].values()))
+        if len(models) == 1:
+            del row["models"]
+    result = {"n": len(images), "protocol": PROTOCOL, "faces": faces, **means}
+    result |= {"models": by_model} if len(models) > 1 else {}
+    result["images"] = images
+    if untouched:
+        worst = sorted(untouched, key=lambda row: row["model"]["alone_identical"])[:WORST]
+        result |= {"alone": untouched, "worst": [row["name"] for row in worst if row["model"]["alone_identical"] < 1]}
+    return result, faults
+
+
+def _means(pairs: list[metrics.Values], untouched: list[metrics.Values]) -> dict[str, Any]:
+    """Returns the means of one model over the pairs and over the photographs that should not change."""
+    groups = [metrics.mean(rows) for rows in (pairs, untouched) if rows]
+    undefined = {name: count for group in groups for name, count in group.pop("undefined").items()}
+    return {name: value for group in groups for name, value in group.items()} | {"undefined": undefined}
+
+
+def _each(source: Source | None, measure: Callable[[str, Any], dict[str, Any]], title: str) -> tuple[list[Any], list[str]]:
+    """Measures this process's share of a source, and returns the rows and faults of all processes."""
+    if source is None:
+        return [], []
+    rows, faults = [], []
+    share = range(processes.index(), len(source), processes.count())
     silent = None if processes.is_first() else True  # None: tqdm is silent where there is no terminal
-    for index in tqdm(share, desc="evaluating", unit="image", dynamic_ncols=True, disable=silent):
+    for index in tqdm(share, desc=title, unit="image", dynamic_ncols=True, disable=silent):
         try:
-            pair = whole(pairs[index])
+            rows.append(measure(source.names[index], whole(source[index])))
         except BadInput as error:
             faults.append(str(error))
-            continue
-        source, target = pair["source"], pair["target"]
-        rows: dict[str, Any] = {}
-        for name, model in models.items():
-            # All models run while the pair is in memory: decoding takes as long as a small model.
-            rows[name], output = _measure(model, source, target, lpips)
-            if pictures:
-                folder = pictures / name if len(models) > 1 else pictures
-                path = folder / f"{pairs.names[index]}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                report.save_picture(path, report.comparison(source, output, target))
-        identity = metrics.compare(source, target, source) | _lpips(lpips, source, target)
-        image = {"name": pairs.names[index], "identity": identity, "model": next(iter(rows.values()))}
-        images.append(image | ({"models": rows} if len(models) > 1 else {}))
-    # A process without any pair takes part too: the others wait for its answer.
-    images, faults = _of_all_processes(images), _of_all_processes(faults)
-    if not images:
-        raise BadInput(f"no pair could be read: {summarise(faults)}")
-    means: dict[str, Any] = {row: metrics.mean([image[row] for image in images]) for row in ("identity", "model")}
-    if len(models) > 1:
-        means["models"] = {name: metrics.mean([image["models"][name] for image in images]) for name in models}
-    return {"n": len(images), "protocol": PROTOCOL, **means, "images": images}, faults
+    # A process without any image takes part too: the others wait for its answer.
+    return _of_all_processes(rows), _of_all_processes(faults)
 
 
 def _of_all_processes(values: list[Any]) -> list[Any]:
-    """Collects the values of all processes, each from its share of the pairs. Without faults they are in the pairs' order."""
+    """Collects the values of all processes, each from its share of the images. Without faults they are in the images' order."""
     texts = processes.gather(f"evaluated/{next(_gather_number)}", json.dumps(values), TIMEOUT)
     shares = [json.loads(text) for text in texts]
     longest = max(len(share) for share in shares)
-    # Process p has measured pairs p, p + count, p + 2 count …
+    # Process p has measured images p, p + count, p + 2 count …
     return [share[i] for i in range(longest) for share in shares if i < len(share)]
 
 
-def _measure(model: Model, source: np.ndarray, target: np.ndarray, lpips: Metric | None) -> tuple[metrics.Values, np.ndarray]:
-    """Returns a model's values for one pair, and its output."""
-    # The network runs once, for both values.
-    ungated, mask = network_output(model, source)
-    output = apply_gate(model.config, source, ungated, mask)
-    values = metrics.compare(source, target, output) | metrics.compare_edit(source, target, output)
-    values["edit_recovered_ungated"] = metrics.compare_edit(source, target, ungated)["edit_recovered"]
-    return values | _lpips(lpips, output, target), output
+def _measure_pair(
+    models: Mapping[str, Model], name: str, pair: Images, pictures: Path | None, lpips: Metric | None, faces: Faces
+) -> dict[str, Any]:
+    """Returns the values of one pair: of doing nothing, and of every model."""
+    source, target = pair["source"], pair["target"]
+    rows: dict[str, Any] = {}
+    edited = metrics.edit_mask(source, target)
+    parts = find_parts(source)
+    for label, model in models.items():
+        # All models run while the pair is in memory: decoding takes as long as a small model.
+        edit = find_edit(model, source, faces)
+        output = apply_edit(model.config, source, edit)
+        values = metrics.compare(source, target, output) | metrics.compare_edit(source, target, output)
+        ungated = np.clip(source + edit.change, 0, 255).astype(np.uint8)
+        values["edit_recovered_ungated"] = metrics.compare_edit(source, target, ungated)["edit_recovered"]
+        values |= metrics.change_by_part(source, output, parts, edited)
+        rows[label] = values | ({"lpips": lpips(output, target)} if lpips else {})
+        if pictures:
+            folder = pictures / label if len(models) > 1 else pictures
+            _save(folder / f"{name}.png", report.comparison(source, output, target))
+    identity = metrics.compare(source, target, source) | ({"lpips": lpips(source, target)} if lpips else {})
+    return {"name": name, "identity": identity, "models": rows}
 
 
-def _lpips(lpips: Metric | None, a: np.ndarray, b: np.ndarray) -> metrics.Values:
-    return {"lpips": lpips(a, b)} if lpips else {}
+def _measure_alone(
+    models: Mapping[str, Model], name: str, photo: Images, pictures: Path | None, faces: Faces
+) -> dict[str, Any]:
+    """Returns what every model changes in a photograph that should stay as it is."""
+    pixels, rows = photo["target"], {}
+    for label, model in models.items():
+        output = apply_edit(model.config, pixels, find_edit(model, pixels, faces))
+        rows[label] = metrics.compare_untouched(pixels, output)
+        if pictures:
+            folder = (pictures / label if len(models) > 1 else pictures) / "leave_alone"
+            _save(folder / f"{name}.png", report.comparison(pixels, output, pixels))
+    return {"name": name, "models": rows}
+
+
+def _save(path: Path, picture: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    report.save_picture(path, picture)
 
 
 def run(
-    models: Sequence[str | Path], pairs: Source, json_path: Path | None, pictures: Path | None, lpips: Metric | None
+    models: Sequence[str | Path],
+    pairs: Source | None,
+    json_path: Path | None,
+    pictures: Path | None,
+    lpips: Metric | None,
+    faces: Faces = "auto",
+    alone: Source | None = None,
 ) -> int:
-    """Evaluates the models, prints the table and writes the JSON. Returns the exit status: 1 when a pair was left out."""
+    """Evaluates the models, prints the table and writes the JSON. Returns the exit status: 1 when an image was left out."""
     if json_path and json_path.is_dir():
         raise Refused(f"--json {json_path}: is a folder; give a file name")
-    result, faults = evaluate(_by_name(models), pairs, pictures, lpips)
+    result, faults = evaluate(_by_name(models), pairs, pictures, lpips, faces, alone)
     if processes.is_first():
         print(report.table(result))
         if json_path:

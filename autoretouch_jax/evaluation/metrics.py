@@ -6,9 +6,12 @@ is None: identical images have no PSNR, and an untouched pair has no edit. A new
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from skimage.metrics import structural_similarity
+
+from autoretouch_jax.data.faces import PARTS
 
 SSIM_WINDOW = 11  # Wang et al. 2004: a Gaussian of sigma 1.5, 11 pixels wide
 
@@ -65,10 +68,30 @@ def compare_edit(source: np.ndarray, target: np.ndarray, output: np.ndarray) -> 
     return {"edit_recovered": recovered, "outside_error": outside, "outside_identical": identical}
 
 
-def mean(rows: list[Values]) -> dict[str, object]:
+def compare_untouched(photo: np.ndarray, output: np.ndarray) -> Values:
+    """Measures what a model changed in a photograph in which nothing should change.
+
+    * `alone_error`: mean change of all pixels, in 1/255.
+    * `alone_identical`: share of the pixels that came back bit-identical.
+    """
+    change = np.abs(output.astype(np.int16) - photo)
+    return {"alone_error": float(change.mean()), "alone_identical": float((change == 0).all(-1).mean())}
+
+
+def change_by_part(source: np.ndarray, output: np.ndarray, parts: dict[str, np.ndarray], edit: np.ndarray) -> Values:
+    """Returns `change_PART`: how much a model changed each part of the faces where the retoucher changed nothing, in 1/255.
+
+    `parts` is what `faces.find_parts` returns. A part without a pixel outside the edit is None; so are all without a face.
+    """
+    change = np.abs(output.astype(np.int16) - source).mean(-1)
+    outside = {name: parts[name] & ~edit for name in PARTS if name in parts}
+    return {f"change_{name}": float(change[outside[name]].mean()) if np.any(outside.get(name)) else None for name in PARTS}
+
+
+def mean(rows: list[Values]) -> dict[str, Any]:
     """Returns the mean of each metric over the images where it is defined, and, under `undefined`, how many were left out."""
     # Every row has the same metrics, some of them None.
     names = list(rows[0])
     defined = {name: [value for row in rows if (value := row[name]) is not None] for name in names}
-    means: dict[str, object] = {name: float(np.mean(values)) if values else None for name, values in defined.items()}
+    means: dict[str, Any] = {name: float(np.mean(values)) if values else None for name, values in defined.items()}
     return means | {"undefined": {name: len(rows) - len(values) for name, values in defined.items()}}

@@ -19,9 +19,17 @@ COLUMNS = {
     "outside_error": ("outside error /255", "{:.3f}"),
     "outside_identical": ("outside identical", "{:.2%}"),
     "lpips": ("LPIPS", "{:.4f}"),
+    "alone_error": ("leave-alone error /255", "{:.4f}"),
+    "alone_identical": ("leave-alone identical", "{:.3%}"),
 }
 # The scores of doing nothing that follow from the definitions.
-IDENTITY = {"edit_recovered": 0.0, "outside_error": 0.0, "outside_identical": 1.0}
+IDENTITY = {
+    "edit_recovered": 0.0,
+    "outside_error": 0.0,
+    "outside_identical": 1.0,
+    "alone_error": 0.0,
+    "alone_identical": 1.0,
+}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -34,10 +42,14 @@ def table(result: dict[str, Any]) -> str:
         values = [(means.get(key), form) for key, (_, form) in columns.items()]
         rows.append([name, *("–" if value is None else form.format(value) for value, form in values)])
     lines = [text_table(["", *(title for title, _ in columns.values())], rows)]
-    lines.append(f"means over {result['n']} image(s); identity is doing nothing")
+    counts = [f"{result['n']} pair(s)"] if result["n"] else []
+    counts += [f"{len(result['alone'])} photograph(s) to be left alone"] if "alone" in result else []
+    lines.append(f"means over {' and '.join(counts)}; identity is doing nothing")
     left_out = {name: count for name, count in result["model"]["undefined"].items() if count and name in columns}
     if left_out:
         lines.append("left out where undefined: " + ", ".join(f"{name} {count}" for name, count in left_out.items()))
+    if worst := result.get("worst"):
+        lines.append("changed most, though nothing should change: " + ", ".join(worst))
     return "\n".join(lines)
 
 

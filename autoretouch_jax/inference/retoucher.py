@@ -1,19 +1,62 @@
-"""`autoretouch retouch`: applies a model to photographs."""
+"""`autoretouch retouch`, and its counterpart in Python: a model applied to photographs."""
 
+import dataclasses
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
+from autoretouch_jax.config.paths import PRETRAINED
 from autoretouch_jax.data.images import list_images
-from autoretouch_jax.errors import EXIT_DONE, EXIT_FAILED, BadInput, Refused
-from autoretouch_jax.inference.apply import retouch_array
+from autoretouch_jax.errors import EXIT_DONE, EXIT_FAILED, BadInput, Refused, summarise
+from autoretouch_jax.inference.edit import Edit, Faces, apply_edit, find_edit
 from autoretouch_jax.inference.photo import read_photo, write_photo
-from autoretouch_jax.models.folder import load_model
+from autoretouch_jax.models.folder import Model, load_model
+from autoretouch_jax.runtime.storage import replacing
 
 
-def run(model: str | Path, photos: Sequence[Path], out: Path, strength: float) -> int:
+class Retoucher:
+    """A model that retouches photographs: `Retoucher.load()(image)`."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    @classmethod
+    def load(cls, model: Any = PRETRAINED, face_size: float | None = None) -> "Retoucher":
+        """Returns a retoucher with the model in the box, or that of a run or a model/ folder.
+
+        `face_size` is the size in pixels to which faces are brought, by default the one that the model was trained at. Raises
+        Refused when there is no such model, or the size is not positive.
+        """
+        if face_size is not None and not face_size > 0:
+            raise Refused(f"--face-size {face_size}: must be positive; leave it out for the size that the model was trained at")
+        loaded = load_model(model)
+        return cls(dataclasses.replace(loaded, face_size=face_size or loaded.face_size))
+
+    def __call__(self, image: Any, strength: float = 1.0, faces: Faces = "auto") -> np.ndarray:
+        """Returns the retouched image, `uint8[H, W, 3]`. `image` is such an array, or a Pillow image.
+
+        `strength` 0 leaves it as it is. `faces` is `auto`, `all` (also faces that are less sure) or `off` (the whole image).
+        Raises BadInput for an array of another kind.
+        """
+        pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
+            raise BadInput(f"the image is {pixels.dtype} {list(pixels.shape)}; give uint8 [height, width, 3], RGB")
+        return apply_edit(self.model.config, pixels, self.edit(pixels, faces), strength)
+
+    def edit(self, pixels: np.ndarray, faces: Faces = "auto") -> Edit:
+        """Returns what the model would change in `uint8[H, W, 3]`: see `Edit`."""
+        return find_edit(self.model, pixels, faces)
+
+
+def run(
+    photos: Sequence[Path], out: Path, model: str | Path, strength: float, faces: Faces, face_size: float | None = None
+) -> int:
     """Retouches every photograph into `out` under its own name. Returns the exit status: 1 when some failed.
 
     The failed ones are named, and the others are written.
@@ -22,20 +65,38 @@ def run(model: str | Path, photos: Sequence[Path], out: Path, strength: float) -
         raise Refused(f"--strength {strength}: must be between 0 (the photo as it is) and 1 (all of the model's retouch)")
     # The photographs are checked before the model is loaded, and both before the folder is made.
     jobs = _plan(photos, out)
-    loaded = load_model(model)
+    retoucher = Retoucher.load(model, face_size)
     out.mkdir(parents=True, exist_ok=True)
-    faults = []
+    faults: list[str] = []
+    faceless: list[str] = []
     for path, destination in tqdm(jobs, desc="retouching", unit="photo", dynamic_ncols=True, disable=None):
         try:
-            photo = read_photo(path)
-            write_photo(destination, photo, retouch_array(loaded, photo.pixels, strength))
+            edit = _retouch(retoucher, path, destination, strength, faces)
+            if edit.faces == []:
+                faceless.append(path.name)
         # One bad photograph, or a write that fails, does not stop the others. Each is named at the end.
         except (BadInput, OSError) as error:
             faults.append(str(error))
     for fault in faults:
         print(f"left out: {fault}", file=sys.stderr)
+    if faceless:
+        print(f"no face found, written unchanged: {summarise(faceless)}; --faces off retouches a photograph as a whole")
     print(f"{len(jobs) - len(faults)} of {len(jobs)} photo(s) written to {out}")
     return EXIT_FAILED if faults else EXIT_DONE
+
+
+def _retouch(retoucher: Retoucher, path: Path, destination: Path, strength: float, faces: Faces) -> Edit:
+    """Writes one retouched photograph, and returns its edit."""
+    photo = read_photo(path)
+    edit = retoucher.edit(photo.pixels, faces)
+    pixels = apply_edit(retoucher.model.config, photo.pixels, edit, strength)
+    if np.array_equal(pixels, photo.pixels):
+        # The same bytes: encoding a JPEG again would change a photograph in which there was nothing to do.
+        with replacing(destination) as part:
+            shutil.copyfile(path, part)
+    else:
+        write_photo(destination, photo, pixels)
+    return edit
 
 
 def _plan(photos: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:

@@ -13,11 +13,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from autoretouch_jax.config.networks import Generator, generator_from_json
+from autoretouch_jax.config.paths import PRETRAINED
 from autoretouch_jax.errors import Refused
 from autoretouch_jax.models.modules import make_generator
 from autoretouch_jax.runtime import storage
 
 FORMAT = 2
+PRETRAINED_FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
 
 
 @dataclass(frozen=True)
@@ -28,21 +30,24 @@ class Model:
     variables: dict[str, Any]
     data_license: str | None = None
     """The licence of the data that it was trained on, where that was stated."""
+    face_size: float | None = None
+    """The size in pixels of the faces that it was trained on, from brows to chin (`data/faces.py`), where there were any."""
 
 
-def save_model(folder: Any, config: Generator, params: Any, stats: Any, step: int, data_license: str | None = None) -> None:
+def save_model(folder: Any, model: Model, step: int) -> None:
     """Writes or replaces the folder. Each of its files appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     # A network without BatchNorm has no entry for it, as its module's `init` has none.
-    tree = {"params": jax.device_get(params), **({"batch_stats": jax.device_get(stats)} if stats else {})}
+    tree = {name: jax.device_get(values) for name, values in model.variables.items() if values}
     arrays = {name: np.ascontiguousarray(value) for name, value in flax.traverse_util.flatten_dict(tree, sep="/").items()}
     # Weights first: whoever finds a new model.json must find its weights.
     storage.write(folder / "model.safetensors", save(arrays, metadata={"step": str(step)}))
     description = {
         "format": FORMAT,
-        "generator": dataclasses.asdict(config),
+        "generator": dataclasses.asdict(model.config),
         "weights": "model.safetensors",
-        "data_license": data_license,
+        "data_license": model.data_license,
+        "face_size": model.face_size,
         # For whoever runs the weights with other software.
         "input": "NHWC float32 RGB, uint8 / 127.5 - 1",
         "output": "the same; clip to [-1, 1], (x + 1) * 127.5, round to uint8; then keep the input's pixel where the mask's "
@@ -52,8 +57,11 @@ def save_model(folder: Any, config: Generator, params: Any, stats: Any, step: in
 
 
 def load_model(folder: Any) -> Model:
-    """Returns the model of a run folder or of a `model/` folder. Raises Refused, naming the file, for anything else."""
-    folder = storage.open_path(folder)
+    """Returns the model of a run folder or of a `model/` folder, or the one in the box, `pretrained`.
+
+    Raises Refused, naming the file, for anything else. A folder of your own of that name is `./pretrained`.
+    """
+    folder = PRETRAINED_FOLDER if str(folder) == PRETRAINED else storage.open_path(folder)
     # A run folder and its model/ folder are both accepted, because people give either.
     home = folder / "model" if (folder / "model" / "model.json").is_file() else folder
     path = home / "model.json"
@@ -73,7 +81,7 @@ def load_model(folder: Any) -> Model:
     variables = flax.traverse_util.unflatten_dict(flat, sep="/")
     # Missing weights, or those of another network, are named here instead of failing in the first convolution.
     check_shapes(path, config, variables)
-    return Model(config, variables, description.get("data_license"))
+    return Model(config, variables, description.get("data_license"), description.get("face_size"))
 
 
 def check_shapes(path: Path, config: Generator, variables: Any) -> None:

@@ -1,5 +1,6 @@
 """The training loop: one visible path from a config to a trained model. No maths here."""
 
+import dataclasses
 import math
 import sys
 import time
@@ -17,7 +18,7 @@ from autoretouch_jax.config.validation import validate
 from autoretouch_jax.data import pipeline
 from autoretouch_jax.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BadInput
 from autoretouch_jax.evaluation import report
-from autoretouch_jax.inference.apply import retouch_array
+from autoretouch_jax.inference.edit import retouch_array
 from autoretouch_jax.models.folder import Model, save_model
 from autoretouch_jax.runtime import devices, processes, storage
 from autoretouch_jax.runtime.stop import StopRequest
@@ -240,7 +241,7 @@ def _sample(trainer: Trainer, state: State, path: Any, examples: dict[str, np.nd
     if not processes.is_first():
         return
     model = _current_model(trainer, state)
-    output = np.stack([retouch_array(model, image) for image in examples["source"]])
+    output = np.stack([retouch_array(model, image, faces="off") for image in examples["source"]])
     rows = report.comparison(examples["source"], output, examples["target"])
     report.save_picture(path, rows.reshape(-1, *rows.shape[2:]))
 
@@ -256,13 +257,7 @@ def _publish(trainer: Trainer, workdir: Any, state: State) -> None:
     """Writes `model/`, with the licences of all data that it was trained on."""
     if not processes.is_first():
         return
-    variables = _current_model(trainer, state).variables
     licenses = [trainer.source.license, trainer.start.data_license if trainer.start else None]
-    save_model(
-        workdir / "model",
-        trainer.config.generator,
-        variables["params"],
-        variables.get("batch_stats"),
-        int(state.step),
-        "; ".join(dict.fromkeys(filter(None, licenses))) or None,
-    )
+    data_license = "; ".join(dict.fromkeys(filter(None, licenses))) or None
+    model = dataclasses.replace(_current_model(trainer, state), data_license=data_license, face_size=trainer.face_size)
+    save_model(workdir / "model", model, int(state.step))

@@ -1,6 +1,7 @@
 """The parts that a run needs before its first step: checked data, networks, and the step. Creating them writes nothing."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from autoretouch_jax.config import Config
 from autoretouch_jax.config.validation import validate
 from autoretouch_jax.data import pipeline
-from autoretouch_jax.data.opening import open_source
+from autoretouch_jax.data.opening import open_source, typical_face_size
 from autoretouch_jax.models.folder import load_model
 from autoretouch_jax.runtime import devices, processes
 from autoretouch_jax.training.compilation import compiled_step
@@ -36,6 +37,11 @@ class Trainer:
         self.networks, frozen = make_networks(config)
         self.frozen = devices.replicate(frozen, self.mesh)
         self.shardings, self.step = compiled_step(config, self.networks, self.mesh)
+
+    @functools.cached_property
+    def face_size(self) -> float | None:
+        """The size of the faces that the network sees in training, in pixels; None where the first images have none."""
+        return typical_face_size(self.source, self.config.data)
 
     def init(self) -> State:
         """Returns a fresh state on the devices. The generator's weights are those of the model to start from, if any."""

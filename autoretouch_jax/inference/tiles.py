@@ -1,7 +1,4 @@
-"""Applies a generator to a whole image: tiles, gate and dead zone. Evaluation, sampling and retouching all use this.
-
-Images are uint8 `[H, W, 3]`, RGB, of any size.
-"""
+"""Runs a generator on an image of any size, in tiles of one shape. Images are uint8 `[H, W, 3]`, RGB."""
 
 import functools
 from collections.abc import Iterator
@@ -18,15 +15,6 @@ from autoretouch_jax.runtime import devices
 
 TILE = 512  # largest side of a tile without its halo, so that memory stays bounded whatever the photo's size
 TILE_STEP = 64  # tiles of smaller images have a multiple of this as their side, so that few shapes are compiled
-
-
-def retouch_array(model: Model, image: np.ndarray, strength: float = 1.0, tile: int = TILE) -> np.ndarray:
-    """Returns the retouched image, uint8, of the same size.
-
-    `strength` 0 returns the input, 1 the model's output, and a value in between a blend of the two.
-    """
-    output, mask = network_output(model, image, tile)
-    return apply_gate(model.config, image, output, mask, strength)
 
 
 def network_output(model: Model, image: np.ndarray, tile: int = TILE) -> tuple[np.ndarray, np.ndarray | None]:
@@ -77,23 +65,6 @@ def _on_all_devices(model: Model, windows: list[np.ndarray]) -> Iterator[tuple[n
         patches, masks = _apply(model.config, model.variables, devices.spread_over_local_devices(filled))
         for i in range(len(group)):
             yield np.asarray(patches[i]), None if masks is None else np.asarray(masks[i])
-
-
-def apply_gate(
-    config: Generator, image: np.ndarray, output: np.ndarray, mask: np.ndarray | None, strength: float = 1.0
-) -> np.ndarray:
-    """Blends the network's output into the image, on 8-bit levels, except where the image is to be left alone.
-
-    A pixel is left alone, bit-identical, when its mask is below the network's gate, or when no channel would change by more
-    than the dead zone.
-    """
-    # On 8-bit levels, so that an unchanged pixel is unchanged in the file too.
-    change = output.astype(np.int16) - image
-    applied = np.abs(change).max(-1) > config.dead_zone
-    if mask is not None:
-        applied &= mask >= config.gate
-    change *= applied[..., None].astype(np.int16)
-    return (image + np.rint(strength * change.astype(np.float32))).astype(np.uint8)
 
 
 def _mirror(image: np.ndarray, before: int, bottom: int, right: int) -> np.ndarray:

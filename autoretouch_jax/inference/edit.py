@@ -1,0 +1,129 @@
+"""What a model changes in a photograph: on the whole of it, or on its faces, each at the size that the model was trained at.
+
+Evaluation, sampling and retouching all use this. Images are uint8 `[H, W, 3]`, RGB, of any size.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from autoretouch_jax.config.networks import Generator
+from autoretouch_jax.data.faces import Face, find_faces
+from autoretouch_jax.inference.tiles import TILE, network_output
+from autoretouch_jax.models.folder import Model
+
+# `auto`: what are surely faces, where the model knows the size of the faces it was trained on, else the whole photograph.
+# `all`: also the faces that are less sure. `off`: the whole photograph, as it is.
+Faces = Literal["auto", "all", "off"]
+
+# Within this factor of the trained size a face is not resized, so that the edit keeps every pixel's detail.
+CLOSE_ENOUGH = 1.3
+# The part of a photograph that belongs to a face: an ellipse around its centre, in units of its size.
+WINDOW_CENTRE, WINDOW_HALF_HEIGHT, WINDOW_HALF_WIDTH = 0.12, 1.1, 0.8
+WINDOW_FADE = 0.15  # share of the ellipse's radius over which the edit fades out
+
+
+class Edit(NamedTuple):
+    """A network's own edit, before the gate: the change, int16 `[H, W, 3]` in 8-bit levels, and the mask or None.
+
+    The mask, float32 `[H, W]`, is the probability that a pixel needs an edit. `faces` are those that were edited, or None where
+    the network saw the whole photograph.
+    """
+
+    change: np.ndarray
+    mask: np.ndarray | None
+    faces: list[Face] | None
+
+
+def retouch_array(model: Model, image: np.ndarray, strength: float = 1.0, faces: Faces = "auto") -> np.ndarray:
+    """Returns the retouched image, uint8, of the same size.
+
+    `strength` 0 returns the input, 1 the model's output, and a value in between a blend of the two. `faces` says where the
+    model looks: on faces at their trained size (`auto`, `all`), or on the whole image as it is (`off`).
+    """
+    return apply_edit(model.config, image, find_edit(model, image, faces), strength)
+
+
+def find_edit(model: Model, image: np.ndarray, faces: Faces = "auto", tile: int = TILE) -> Edit:
+    """Returns what the model would change. Without a face, `auto` and `all` change nothing."""
+    if faces == "off" or model.face_size is None:
+        output, mask = network_output(model, image, tile)
+        return Edit(output.astype(np.int16) - image, mask, None)
+    return _edit_faces(model, image, find_faces(image, faces), model.face_size)
+
+
+def apply_edit(config: Generator, image: np.ndarray, edit: Edit, strength: float = 1.0) -> np.ndarray:
+    """Adds the edit to the image, on 8-bit levels, except where the image is to be left alone.
+
+    A pixel is left alone, bit-identical, when its mask is below the network's gate, or when no channel would change by more
+    than the dead zone.
+    """
+    # On 8-bit levels, so that an unchanged pixel is unchanged in the file too.
+    applied = np.abs(edit.change).max(-1) > config.dead_zone
+    if edit.mask is not None:
+        applied &= edit.mask >= config.gate
+    change = np.rint(strength * edit.change.astype(np.float32)) * applied[..., None]
+    return np.clip(image + change, 0, 255).astype(np.uint8)
+
+
+def _edit_faces(model: Model, image: np.ndarray, faces: list[Face], face_size: float) -> Edit:
+    """Returns the edits of the faces. Where two of them meet, each pixel takes that of the face to which it belongs most."""
+    change, weight = np.zeros(image.shape, np.int16), np.zeros(image.shape[:2], np.float32)
+    mask = np.zeros(image.shape[:2], np.float32)
+    has_mask = False
+    for face in faces:
+        area, window = _window(image, face)
+        own_change, own_mask = _scaled_edit(model, image, area, face_size / face.size)
+        taken = window > weight[area]
+        weight[area] = np.maximum(weight[area], window)
+        change[area] = np.where(taken[..., None], np.rint(window[..., None] * own_change).astype(np.int16), change[area])
+        if own_mask is not None:
+            has_mask = True
+            mask[area] = np.where(taken, own_mask, mask[area])
+    return Edit(change, mask if has_mask else None, faces)
+
+
+Area = tuple[slice, slice]  # rows and columns
+
+
+def _window(image: np.ndarray, face: Face) -> tuple[Area, np.ndarray]:
+    """Returns the part of the photograph that belongs to a face, and how much each of its pixels does, float32 in [0, 1]."""
+    height, width = image.shape[:2]
+    y, up, across = face.y + WINDOW_CENTRE * face.size, WINDOW_HALF_HEIGHT * face.size, WINDOW_HALF_WIDTH * face.size
+    rows = slice(max(0, int(y - up)), min(height, int(y + up) + 1))
+    columns = slice(max(0, int(face.x - across)), min(width, int(face.x + across) + 1))
+    down = (np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] - y) / up
+    right = (np.arange(columns.start, columns.stop, dtype=np.float32)[None, :] - face.x) / across
+    return (rows, columns), np.clip((1 - np.hypot(down, right)) / WINDOW_FADE, 0, 1)
+
+
+def _scaled_edit(model: Model, image: np.ndarray, area: Area, factor: float) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns the change and mask of an area, float32, as the network sees them on the photograph resized by `factor`."""
+    if 1 / CLOSE_ENOUGH < factor < CLOSE_ENOUGH:
+        factor = 1.0
+    # The network sees beyond the area, as far as its own radius reaches, where the photograph does.
+    margin = int((model.config.receptive_radius or 0) / factor) + 1
+    rows, columns = (
+        slice(max(0, part.start - margin), min(size, part.stop + margin)) for part, size in zip(area, image.shape, strict=False)
+    )
+    seen = image[rows, columns]
+    height, width = seen.shape[:2]
+    small = seen if factor == 1 else _resized(seen, (round(width * factor), round(height * factor)))
+    output, mask = network_output(model, small)
+    inside = np.s_[
+        area[0].start - rows.start : area[0].stop - rows.start, area[1].start - columns.start : area[1].stop - columns.start
+    ]
+    change = output.astype(np.float32) - small
+    if factor != 1:
+        # The edit is brought back, and not the output: what the network leaves alone keeps all of the photograph's detail.
+        change = np.stack([_resized(change[..., channel], (width, height)) for channel in range(3)], -1)
+        mask = mask if mask is None else _resized(mask, (width, height))
+    return change[inside], mask if mask is None else mask[inside]
+
+
+def _resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 `[h, w, 3]` or float32 `[h, w]` → the same at `(width, height)`."""
+    return np.asarray(
+        Image.fromarray(values).resize((max(1, size[0]), max(1, size[1])), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    )

@@ -1,0 +1,32 @@
+"""How the model in the box was trained: `autoretouch_jax/pretrained/README.md` is its card.
+
+    autoretouch train configs/portraits.py --data.root FACES --data.negatives PHOTOS --workdir runs/portraits
+    autoretouch train configs/pretrained.py --train.start-from runs/portraits \\
+        --data.root FACES --data.negatives PHOTOS --workdir runs/pretrained
+
+It goes on where `configs/portraits.py` ends, for longer, with the pixel and the mask loss alone. The edit is enlarged or reduced to
+the photograph's own size, so its texture is the photograph's: the adversarial and the perceptual loss would cost half a step more and
+sharpen what is then smoothed.
+"""
+
+from autoretouch_jax.config import BlemishConfig, Config, DataConfig, LossConfig, OptimConfig, Retouch, TrainConfig
+
+config = Config(
+    generator=Retouch(width=32, widest=2, levels=4, blocks=1, gate=0.5),
+    loss=LossConfig(
+        pixel="l1", pixel_weight=100.0, edit_weight=5.0, mask_weight=8.0, adversarial_weight=0.0, perceptual_weight=0.0
+    ),
+    data=DataConfig(
+        crop=112,
+        face_size=256,
+        zoom=(0.75, 1.33),
+        colour=0.3,
+        degrade=0.4,
+        negative_share=0.3,
+        blemish=BlemishConfig(per_megapixel=(300.0, 5000.0), radius=(0.7, 5.5), patch=(5.0, 34.0), strength=(0.1, 0.9)),
+    ),
+    optim=OptimConfig(
+        generator_optimizer="muon", generator_lr=2e-3, beta1=0.9, warmup_steps=100, decay_share=0.6, clip_norm=5.0, ema=0.999
+    ),
+    train=TrainConfig(steps=30_000, batch=4, checkpoint_every=500, log_every=50, sample_every=2000),
+)

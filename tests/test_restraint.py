@@ -1,0 +1,190 @@
+"""Data that teach restraint: blemishes on skin alone, crops in which nothing changes, and a camera's marks on both sides."""
+
+import dataclasses
+import json
+
+import matplotlib.cbook
+import numpy as np
+import pytest
+from conftest import edited
+from PIL import Image
+from skimage import data as skimage_data
+
+from autoretouch_jax import cli
+from autoretouch_jax.config import BlemishConfig, DataConfig
+from autoretouch_jax.data import pipeline
+from autoretouch_jax.data.augment import augment_negative
+from autoretouch_jax.data.blemishes import add_blemishes
+from autoretouch_jax.data.degrade import degrade
+from autoretouch_jax.data.faces import find_faces, regions
+from autoretouch_jax.data.negatives import mixed, open_negatives
+from autoretouch_jax.data.opening import open_source, typical_face_size
+from autoretouch_jax.data.patterns import PATTERNS, draw_pattern
+from autoretouch_jax.errors import Refused
+
+
+def photo() -> np.ndarray:
+    return np.asarray(Image.open(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)).convert("RGB"))
+
+
+@pytest.fixture
+def photo_folder(tmp_path):
+    """Two photographs with nothing to retouch."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.fromarray(skimage_data.coffee()).save(folder / "coffee.png")
+    Image.fromarray(skimage_data.chelsea()).save(folder / "cat.png")
+    return folder
+
+
+# ---- blemishes --------------------------------------------------------------------------------------------------------------
+
+
+def test_where_the_face_is_known_blemishes_lie_on_its_skin_alone():
+    clean = photo()
+    where = regions(clean, find_faces(clean))
+    config = BlemishConfig(per_megapixel=(3000.0, 3000.0), clean_share=0.0, hollows=1.0)
+    changed = np.zeros(clean.shape[:2], bool)
+    for seed in range(3):
+        changed |= (add_blemishes(np.random.default_rng(seed), clean, config, where) != clean).any(-1)
+    skin = where[..., 0] > 0
+    assert not changed[~skin].any(), "hair, eyes, lips and cloth stay as they are"
+    assert changed[skin].mean() > 0.3
+
+
+def test_shadows_lie_below_the_eyes():
+    clean = photo()
+    where = regions(clean, find_faces(clean))
+    config = BlemishConfig(per_megapixel=(0.001, 0.001), clean_share=0.0, hollows=1.0, strength=(0.8, 0.9))
+    changed = (add_blemishes(np.random.default_rng(1), clean, config, where) != clean).any(-1)
+    assert changed[where[..., 1] > 128].mean() > 0.8
+    assert not changed[where[..., 1] == 0].any()
+    none = dataclasses.replace(config, hollows=0.0)
+    np.testing.assert_array_equal(add_blemishes(np.random.default_rng(1), clean, none, where), clean)
+
+
+# ---- negatives --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", PATTERNS)
+def test_every_pattern_is_drawn_and_repeats(kind):
+    pictures = [np.asarray(PATTERNS[kind](np.random.default_rng(seed), 64)) for seed in range(4)]
+    assert all(picture.shape == (64, 64, 3) for picture in pictures)
+    assert max(picture.std() for picture in pictures) > 5
+    np.testing.assert_array_equal(pictures[1], np.asarray(PATTERNS[kind](np.random.default_rng(1), 64)))
+    np.testing.assert_array_equal(draw_pattern(np.random.default_rng(2), 48), draw_pattern(np.random.default_rng(2), 48))
+
+
+def test_other_hues_keep_what_is_grey():
+    grey = np.repeat(np.arange(0, 256, 5, dtype=np.uint8)[:, None, None], 3, axis=-1)
+    for seed in range(5):
+        assert np.abs(mixed(np.random.default_rng(seed), grey).astype(int) - grey).max() <= 1
+    red = np.full((4, 4, 3), (200, 30, 30), np.uint8)
+    assert len({tuple(mixed(np.random.default_rng(seed), red)[0, 0]) for seed in range(8)}) > 4
+
+
+def test_synthetic_blemishes_bring_negatives_and_pairs_do_not(face_folder, photo_folder):
+    note = pipeline.Faults(DataConfig(), 1).note
+    assert open_negatives(DataConfig(root=str(face_folder)), note) is not None
+    assert open_negatives(DataConfig(root=str(face_folder), negative_share=0.0), note) is None
+    pairs = DataConfig(source="a", target="b")
+    assert open_negatives(pairs, note) is None
+    assert open_negatives(dataclasses.replace(pairs, extra_blemishes=0.2), note) is not None
+    assert open_negatives(dataclasses.replace(pairs, negatives=str(photo_folder)), note) is not None
+
+
+def test_the_share_of_negatives_is_kept_and_nothing_changes_in_them(small_config, photo_folder):
+    blemish = BlemishConfig(per_megapixel=(20000.0, 20000.0), clean_share=0.0)
+    data = dataclasses.replace(
+        small_config.data,
+        negatives=str(photo_folder),
+        negative_share=0.5,
+        on_skin=1.0,
+        degrade=0.5,
+        colour=0.3,
+        blemish=blemish,
+    )
+    batches = pipeline.batches(open_source(data), dataclasses.replace(small_config, data=data), 0)
+    same = np.concatenate([(b["source"] == b["target"]).all((1, 2, 3)) for b, _ in zip(batches, range(12), strict=False)])
+    assert 0.3 < same.mean() < 0.7
+
+
+def test_a_broken_negative_is_named_and_replaced_and_a_missing_folder_refused(small_config, photo_folder):
+    data = bytearray((photo_folder / "cat.png").read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    (photo_folder / "cat.png").write_bytes(data)
+    config = dataclasses.replace(small_config.data, negatives=str(photo_folder), negative_share=1.0)
+    faults = pipeline.Faults(config, 4)
+    batches = pipeline.batches(open_source(config), dataclasses.replace(small_config, data=config), 0, faults=faults)
+    for _ in range(4):
+        next(batches)
+    assert list(faults.messages) == ["negatives: cat"]
+    with pytest.raises(Refused, match=r"--data.negatives .*nowhere"):
+        open_negatives(dataclasses.replace(config, negatives="nowhere"), faults.note)
+
+
+# ---- cameras ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_cameras_marks_are_the_same_on_both_sides():
+    target = skimage_data.coffee()[:96, :96].copy()
+    source = target.copy()
+    source[40:48, 40:48] = (180, 60, 60)
+    far = np.ones((96, 96), bool)
+    far[16:72, 16:72] = False
+    changed = 0
+    for seed in range(30):
+        a, b = degrade(np.random.default_rng(seed), source, target)
+        np.testing.assert_array_equal(a[far], b[far])
+        assert (a[42:46, 42:46] != b[42:46, 42:46]).any(), "the blemish is still there"
+        changed += (b != target).any()
+    assert changed > 20
+    crop = augment_negative(target, DataConfig(colour=0.2, degrade=1.0), np.random.default_rng(0))
+    np.testing.assert_array_equal(crop["source"], crop["target"])
+
+
+# ---- the size of faces ------------------------------------------------------------------------------------------------------
+
+
+def test_faces_are_brought_to_one_size_and_pairs_stay_aligned(tmp_path):
+    for side in ("faces", "source", "target"):
+        (tmp_path / side).mkdir()
+    for number, factor in enumerate((0.5, 1.0)):
+        size = (round(512 * factor), round(600 * factor))
+        clean = Image.fromarray(photo()).resize(size, Image.Resampling.LANCZOS)
+        clean.save(tmp_path / "faces" / f"{number}.png")
+        clean.save(tmp_path / "target" / f"{number}.png")
+        clean.paste((120, 30, 30), (size[0] // 2, size[1] // 2, size[0] // 2 + 20, size[1] // 2 + 20))
+        clean.save(tmp_path / "source" / f"{number}.png")
+    config = DataConfig(root=str(tmp_path / "faces"), face_size=150, crop=32)
+    examples = [example for source in [open_source(config)] for example in (source[0], source[1])]
+    sizes = [find_faces(example.images["target"])[0].size for example in examples]
+    assert sizes == pytest.approx([150, 150], rel=0.06)
+    assert examples[0].images["regions"].shape[:2] == examples[0].images["target"].shape[:2]
+    assert typical_face_size(open_source(config), dataclasses.replace(config, zoom=(1.0, 2.25))) == pytest.approx(225)
+    measured = typical_face_size(open_source(config), dataclasses.replace(config, face_size=0))
+    assert measured == pytest.approx(find_faces(photo())[0].size * 0.75, rel=0.1)
+    pairs = DataConfig(source=str(tmp_path / "source"), target=str(tmp_path / "target"), face_size=150, crop=32)
+    for pair in (open_source(pairs)[0], open_source(pairs)[1]):
+        assert pair.images["source"].shape == pair.images["target"].shape
+        assert 0 < pair.edits().astype(bool).mean() < 0.2
+
+
+def test_the_model_knows_the_size_and_drawn_noise_has_none(small_config, tmp_path):
+    from autoretouch_jax.models.folder import load_model
+    from autoretouch_jax.training import loop
+
+    (tmp_path / "faces").mkdir()
+    Image.fromarray(photo()).save(tmp_path / "faces" / "one.png")
+    data = {"root": str(tmp_path / "faces"), "face_size": 120, "zoom": (0.5, 2.0)}
+    config = edited(small_config, data=data, train={"steps": 2, "batch": 2})
+    assert loop.run(config, tmp_path / "run") == 0
+    assert load_model(tmp_path / "run").face_size == pytest.approx(120)
+    assert json.loads((tmp_path / "run" / "model" / "model.json").read_text())["face_size"] == pytest.approx(120)
+
+
+@pytest.mark.parametrize("extra", [["--data.records", "r"], ["--data.root", "f", "--data.resize", "286"]])
+def test_a_face_size_that_cannot_be_had_is_refused(tmp_path, capsys, extra):
+    argv = ["train", "configs/portraits.py", *extra, "--data.face-size", "300", "--workdir", str(tmp_path / "run")]
+    assert cli.main(argv) == 2
+    assert "--data.face-size" in capsys.readouterr().err
