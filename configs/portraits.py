@@ -2,12 +2,12 @@
 
     autoretouch train configs/portraits.py --data.root FACES --data.negatives PHOTOS --workdir runs/portraits
 
-FACES are portraits as sharp as you want the results to be. PHOTOS, which may be left out, are photographs in which nothing is to be
-retouched: cloth, flowers, houses, people far away. Without them, drawn patterns alone teach the network what to leave alone.
+FACES are portraits of many people. PHOTOS, which may be left out, are photographs in which nothing is to be retouched: cloth,
+flowers, houses, people far away. Without them, drawn patterns alone teach the network what to leave alone.
 
-Faces are found and brought to one size, so that a blemish has the same size in every photograph; `retouch` does the same, and
-brings the edit back. It takes before/after pairs too: `--data.source BEFORE --data.target AFTER`. Pairs show by themselves what to
-leave alone, so they need no negatives.
+Faces are found and brought to one size, so that a blemish has the same size in every photograph. `retouch` does the same, and
+brings the edit back. The config takes before/after pairs too, `--data.source BEFORE --data.target AFTER`. Pairs show by
+themselves what to leave alone, so they need no negatives, as long as they come from as many places as what is to be retouched.
 """
 
 from autoretouch_jax.config import (

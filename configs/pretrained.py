@@ -4,9 +4,9 @@
     autoretouch train configs/pretrained.py --train.start-from runs/portraits \\
         --data.root FACES --data.negatives PHOTOS --workdir runs/pretrained
 
-It goes on where `configs/portraits.py` ends, for longer, with the pixel and the mask loss alone. The edit is enlarged or reduced to
-the photograph's own size, so its texture is the photograph's: the adversarial and the perceptual loss would cost half a step more and
-sharpen what is then smoothed.
+It goes on where `configs/portraits.py` ends, with the pixel and the mask loss alone. The edit is enlarged or reduced to the
+photograph's own size, so its texture is the photograph's: the adversarial and the perceptual loss would cost half a step more,
+and sharpen what is smoothed afterwards.
 """
 
 from autoretouch_jax.config import BlemishConfig, Config, DataConfig, LossConfig, OptimConfig, Retouch, TrainConfig

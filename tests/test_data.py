@@ -10,7 +10,7 @@ from PIL import Image
 
 from autoretouch_jax.config import BlemishConfig, DataConfig
 from autoretouch_jax.data import pipeline
-from autoretouch_jax.data.blemishes import _PAINTERS, FAMILY_SHARES, add_blemishes, skin_mask
+from autoretouch_jax.data.blemishes import _PAINTERS, FAMILY_SHARES, Canvas, add_blemishes, skin_mask
 from autoretouch_jax.data.folders import FaceSource, PairSource
 from autoretouch_jax.data.images import decoded, read_header, read_rgb, split_alpha
 from autoretouch_jax.data.opening import open_source
@@ -68,7 +68,9 @@ def test_every_family_of_blemishes_is_local_and_visible(family):
     changed = 0
     for _ in range(20):
         image = clean.astype(np.float32)
-        _PAINTERS[family](rng, image, np.array([64.0, 64.0]), BlemishConfig())
+        _PAINTERS[family](
+            rng, Canvas(image, np.ones((128, 128), np.float32)), np.array([64.0, 64.0]), BlemishConfig(patch=(6.0, 20.0))
+        )
         difference = np.abs(np.rint(image) - clean).max(-1)
         changed += difference.max() >= 4
         assert (difference > 0).mean() < 0.5

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from skimage import data as skimage_data
 
 from autoretouch_jax import cli
 from autoretouch_jax.config import AutoRetouch
@@ -145,7 +146,7 @@ def test_evaluate_writes_the_table_the_json_and_the_pictures(model_folder, pair_
     assert cli.main([*argv, "--pictures", str(tmp_path / "pictures")]) == 0
     assert "identity" in capsys.readouterr().out
     result = json.loads(out.read_text())
-    assert result.keys() == {"n", "protocol", "identity", "model", "images"}
+    assert result.keys() == {"n", "protocol", "faces", "identity", "model", "images"}
     assert result["n"] == len(result["images"]) == 4
     assert result["model"].keys() == {
         "psnr_rgb_u8",
@@ -155,11 +156,59 @@ def test_evaluate_writes_the_table_the_json_and_the_pictures(model_folder, pair_
         "edit_recovered_ungated",
         "outside_error",
         "outside_identical",
+        "change_skin",
+        "change_eyes",
+        "change_mouth",
+        "change_hair",
+        "change_background",
         "undefined",
     }
     mean = np.mean([image["model"]["edit_recovered"] for image in result["images"]])
     assert result["model"]["edit_recovered"] == pytest.approx(mean)
     assert Image.open(tmp_path / "pictures" / "nested" / "face0.png").size == (4 * 96, 96)
+
+
+def test_evaluate_sees_harm_alone_and_beside_pairs(model_folder, pair_folders, tmp_path, capsys):
+    photos, out = tmp_path / "photos", tmp_path / "eval.json"
+    photos.mkdir()
+    for name in ("door", "boat"):
+        Image.fromarray(faces.draw_face(9, 64)).save(photos / f"{name}.png")
+    argv = ["evaluate", str(model_folder), "--leave-alone", str(photos), "--json", str(out), "--faces", "off"]
+    assert cli.main([*argv, "--pictures", str(tmp_path / "pictures")]) == 0
+    text = capsys.readouterr().out
+    assert "leave-alone identical" in text
+    assert "changed most, though nothing should change: boat, door" in text
+    result = json.loads(out.read_text())
+    assert result["n"] == 0
+    assert result["model"]["alone_error"] > 0
+    assert result["model"]["alone_identical"] == np.mean([photo["model"]["alone_identical"] for photo in result["alone"]])
+    assert (tmp_path / "pictures" / "leave_alone" / "boat.png").is_file()
+    pairs = ["--source", str(pair_folders[0]), "--target", str(pair_folders[1])]
+    assert cli.main(["evaluate", str(model_folder), str(model_folder), *argv[2:], *pairs]) == 0
+    both = json.loads(out.read_text())
+    assert both["n"] == 4
+    assert {"edit_recovered", "alone_identical"} <= both["models"]["run-2"].keys()
+    assert both["model"]["alone_error"] == result["model"]["alone_error"]
+
+
+@pytest.mark.parametrize("extra", [[], ["--source", "a"], ["--target", "b", "--leave-alone", "c"]])
+def test_evaluate_wants_pairs_or_photographs(model_folder, capsys, extra):
+    assert cli.main(["evaluate", str(model_folder), *extra]) == 2
+    assert "--leave-alone" in capsys.readouterr().err
+
+
+def test_a_change_is_told_by_part():
+    source = np.full((8, 8, 3), 100, np.uint8)
+    output, edit = source.copy(), np.zeros((8, 8), bool)
+    output[0], edit[:4] = 110, True
+    output[5] = 104
+    parts = {name: np.zeros((8, 8), bool) for name in ("skin", "eyes", "mouth", "hair", "background")}
+    parts["skin"][:6], parts["hair"][6:] = True, True
+    values = metrics.change_by_part(source, output, parts, edit)
+    assert values["change_skin"] == pytest.approx(2.0), "outside the edit: rows 4 and 5"
+    assert values["change_hair"] == 0
+    assert values["change_eyes"] is None
+    assert set(metrics.change_by_part(source, output, {}, edit).values()) == {None}
 
 
 def test_evaluate_survives_one_bad_pair_and_says_so(model_folder, pair_folders, tmp_path, capsys):
@@ -201,6 +250,21 @@ def test_retouch_keeps_size_format_profile_exif_and_alpha(model_folder, tmp_path
     with Image.open(out / "c.webp") as after:
         assert after.getchannel("A").getextrema() == (90, 90)
     assert sorted(path.name for path in out.iterdir()) == ["a.jpg", "b.png", "c.webp"]
+
+
+def test_a_photograph_without_a_face_comes_back_as_the_same_file(model_folder, tmp_path, capsys):
+    description = json.loads((model_folder / "model" / "model.json").read_text())
+    (model_folder / "model" / "model.json").write_text(json.dumps(description | {"face_size": 100.0}))
+    photo, out = tmp_path / "coffee.jpg", tmp_path / "out"
+    Image.fromarray(skimage_data.coffee()).save(photo, quality=71)
+    argv = ["retouch", str(photo), "--model", str(model_folder), "--out", str(out)]
+    assert cli.main(argv) == 0
+    assert (out / "coffee.jpg").read_bytes() == photo.read_bytes()
+    assert "no face found, written unchanged: coffee.jpg" in capsys.readouterr().out
+    assert cli.main([*argv, "--faces", "off"]) == 0
+    assert (out / "coffee.jpg").read_bytes() != photo.read_bytes()
+    assert cli.main([*argv, "--face-size", "0"]) == 2
+    assert "--face-size" in capsys.readouterr().err
 
 
 def test_retouch_does_the_rest_when_one_photo_is_broken(model_folder, tmp_path, capsys):
@@ -249,11 +313,21 @@ def test_the_demo_is_an_ordinary_run(tmp_path, monkeypatch, capsys):
     first = capsys.readouterr().out
     assert "identity" in first
     assert "portrait.png" in first
+    assert Image.open(workdir / "photographs.png").size == (4 * 420, 30 + 3 * 420)
     result = json.loads((workdir / "eval.json").read_text())
     assert [image["name"] for image in result["images"]] == ["drawn0", "portrait"]
     assert all(image["identity"]["edit_psnr"] is not None for image in result["images"])
     held_out = workdir / "data" / "heldout"
-    again = ["evaluate", str(workdir), "--source", str(held_out / "source"), "--target", str(held_out / "target")]
+    again = [
+        "evaluate",
+        str(workdir),
+        "--faces",
+        "off",
+        "--source",
+        str(held_out / "source"),
+        "--target",
+        str(held_out / "target"),
+    ]
     assert cli.main([*again, "--json", str(tmp_path / "again.json")]) == 0
     assert json.loads((tmp_path / "again.json").read_text()) == result
     train = ["train", "configs/demo.py", "--workdir", str(workdir), "--data.root", str(workdir / "data" / "train")]

@@ -23,7 +23,7 @@ TITLES = ("before", "this demo's model", "the model in the box", f"its change ×
 
 
 def side_by_side(model: Model) -> np.ndarray:
-    """Returns a row for each photograph, cut to its face: before, each model's result, and the amplified change of the second."""
+    """Returns a row for each photograph, cut to its face: before, each model's result, the amplified change of the second."""
     shipped = load_model(PRETRAINED)
     rows = [_row(photo, model, shipped) for photo in photographs()]
     sheet = Image.new("RGB", (len(TITLES) * SIDE, MARGIN + len(rows) * SIDE), "white")
