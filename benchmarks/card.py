@@ -3,8 +3,8 @@
     python benchmarks/card.py pretrained --source BEFORE --target AFTER --clean PORTRAITS --out runs/card
 
 Skin tones are thirds of the people by the individual typology angle, arctan((L* - 50) / b*), of their bare skin: the larger the
-lighter (Chardon et al. 1991). CLEAN are portraits without drawn blemishes, smiling if possible: what changes in eyes, mouth and hair
-there is harm.
+lighter (Chardon et al. 1991). CLEAN are portraits without drawn blemishes, smiling if possible: what changes in eyes, mouth and
+hair there is harm.
 """
 
 import argparse

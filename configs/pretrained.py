@@ -21,6 +21,7 @@ config = Config(
         face_size=256,
         zoom=(0.75, 1.33),
         colour=0.3,
+        light=0.4,
         degrade=0.4,
         negative_share=0.3,
         blemish=BlemishConfig(per_megapixel=(300.0, 5000.0), radius=(0.7, 5.5), patch=(5.0, 34.0), strength=(0.1, 0.9)),

@@ -139,8 +139,24 @@ def test_a_cameras_marks_are_the_same_on_both_sides():
         assert (a[42:46, 42:46] != b[42:46, 42:46]).any(), "the blemish is still there"
         changed += (b != target).any()
     assert changed > 20
-    crop = augment_negative(target, DataConfig(colour=0.2, degrade=1.0), np.random.default_rng(0))
+    config = DataConfig(crop=96, colour=0.2, degrade=1.0, light=0.5)
+    crop = augment_negative(target, config, np.random.default_rng(0))
     np.testing.assert_array_equal(crop["source"], crop["target"])
+
+
+def test_light_falls_on_both_sides_alike_and_from_one_direction():
+    grey = np.full((64, 64, 3), 100, np.uint8)
+    config = DataConfig(crop=64, light=0.5)
+    crops = [augment_negative(grey, config, np.random.default_rng(seed))["source"].astype(int) for seed in range(12)]
+    spread = [np.ptp(crop[..., 0]) for crop in crops]
+    assert max(spread) > 30
+    assert all(np.ptp(crop, axis=-1).max() == 0 for crop in crops), "light has no colour of its own"
+    red = np.full((64, 64, 3), (200, 80, 80), np.uint8)
+    chroma = [
+        np.ptp(augment_negative(red, config, np.random.default_rng(seed))["source"][32, 32].astype(int)) for seed in range(40)
+    ]
+    assert min(chroma) < 60
+    assert max(chroma) > 125
 
 
 # ---- the size of faces ------------------------------------------------------------------------------------------------------

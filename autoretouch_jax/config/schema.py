@@ -125,6 +125,8 @@ class DataConfig:
     """Mirror half of the crops, chosen at random."""
     colour: float = 0.0
     """Random gamma and gain of each channel, within about ± this share, the same for both images."""
+    light: float = 0.0
+    """Random light, the same for both images: brighter on one side by up to this share, and more or less saturated."""
     extra_blemishes: float = 0.0
     """For pairs: share of the crops whose source gets blemishes drawn on top."""
     blemish: BlemishConfig = field(default_factory=BlemishConfig)

@@ -18,7 +18,7 @@ NOT_NEGATIVE = (
     "optim.clip_norm", "optim.global_frozen_steps", "parallel.devices", "parallel.processes", "parallel.process",
     "train.seed", "train.steps", "train.epochs",
     "data.resize", "data.colour", "loss.edit_weight_steps", "loss.pixel_weight", "loss.adversarial_weight",
-    "data.face_size",
+    "data.face_size", "data.light",
     "loss.adversarial_ramp", "loss.perceptual_weight", "loss.feature_matching_weight", "loss.mask_weight",
 )  # fmt: skip
 POSITIVE = ("optim.generator_lr", "optim.discriminator_lr", "loss.edit_weight")

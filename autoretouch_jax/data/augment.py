@@ -59,6 +59,9 @@ def _coloured(rng: np.random.Generator, pair: Images, config: DataConfig) -> Ima
     if config.colour:
         table = _colour_table(rng, config.colour)
         pair = {name: table[np.arange(3), image] for name, image in pair.items()}
+    if config.light:
+        ramp, saturation = _light(rng, config.crop, config.light)
+        pair = {name: _lit(image, ramp, saturation) for name, image in pair.items()}
     return {name: np.ascontiguousarray(image) for name, image in pair.items()}
 
 
@@ -96,6 +99,22 @@ def _colour_table(rng: np.random.Generator, strength: float) -> np.ndarray:
     gamma, gain = np.exp(strength * (rng.uniform(-1, 1, (2, 1)) + 0.3 * rng.uniform(-1, 1, (2, 3))))
     levels = np.linspace(0, 1, 256)
     return np.clip(np.rint(255 * gain[:, None] * levels ** gamma[:, None]), 0, 255).astype(np.uint8)
+
+
+def _light(rng: np.random.Generator, side: int, strength: float) -> tuple[np.ndarray, float]:
+    """A factor of exposure, float32 `[side, side, 1]` around 1, that grows in one direction; and a factor of saturation."""
+    angle, reach = rng.uniform(0, 2 * np.pi), strength * rng.random()
+    across = np.linspace(-1, 1, side, dtype=np.float32)
+    ramp = np.exp(reach * (np.sin(angle) * across[:, None] + np.cos(angle) * across[None, :]))
+    # A few crops are black and white.
+    saturation = 0.0 if rng.random() < 0.04 else float(np.exp(strength * rng.uniform(-1, 0.6)))
+    return ramp[..., None], saturation
+
+
+def _lit(image: np.ndarray, ramp: np.ndarray, saturation: float) -> np.ndarray:
+    x = image.astype(np.float32) * ramp
+    grey = x.mean(-1, keepdims=True)
+    return np.clip(np.rint(grey + saturation * (x - grey)), 0, 255).astype(np.uint8)
 
 
 def _resize(image: np.ndarray, size: tuple[int, int], filter: Image.Resampling) -> np.ndarray:

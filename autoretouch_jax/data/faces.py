@@ -39,8 +39,8 @@ def find_faces(image: np.ndarray, found: Found = "auto") -> list[Face]:
     height, width = image.shape[:2]
     longer = max(height, width)
     scale = min(max(longer, SEARCHED[0]), SEARCHED[1]) / longer
-    # A strip of a few pixels has no room for a face, and enlarging it could take all memory.
-    if min(height, width) < SMALLEST:
+    # A strip of a few pixels has no room for a head, and enlarging it could take all memory.
+    if min(height, width) < 2 * SMALLEST:
         return []
     faces = [
         _refined(image, face) for face in _detect(image, (0, 0, width, height), scale, SURE if found == "auto" else UNSURE)
