@@ -122,6 +122,7 @@ def darkening(monkeypatch):
         return image - np.minimum(image, 8), np.ones(image.shape[:2], np.float32)
 
     monkeypatch.setattr(edit_module, "network_output", network_output)
+    monkeypatch.setattr(edit_module, "block_output", network_output)
     return seen
 
 
@@ -140,16 +141,43 @@ def test_an_edit_covers_the_face_at_any_size_and_nothing_far_away(darkening, fac
     far = np.hypot(np.arange(photo.shape[0])[:, None] - face.y, np.arange(photo.shape[1])[None, :] - face.x) > 1.3 * face.size
     assert (found.change[far] == 0).all()
     # The network saw the face near the size that it was trained at.
-    assert 0.7 * 1.5 * 230 < min(darkening[0]) < 1.4 * 2.7 * 230
+    margin = model(230.0).config.receptive_radius
+    assert 0.7 * 1.6 * 230 < min(darkening[0]) - 2 * margin < 1.4 * 1.6 * 230
 
 
 def test_a_face_close_to_the_trained_size_is_not_resampled(darkening):
     photo = hopper()
     (face,) = find_faces(photo)
-    find_edit(model(1.25 * face.size), photo)
+    net = model(1.25 * face.size)
+    find_edit(net, photo)
     area, _ = edit_module._window(photo, face)
-    assert darkening[0][0] >= area[0].stop - area[0].start
-    assert darkening[0][1] <= photo.shape[1]
+    margin = net.config.receptive_radius + 1
+    assert darkening == [tuple(part.stop - part.start + 2 * margin for part in area)]
+
+
+def test_a_block_is_the_part_of_the_photograph_and_a_mirror_beyond_its_border():
+    photo = np.arange(20 * 30 * 3, dtype=np.uint16).reshape(20, 30, 3)
+    cut = edit_module._cut(photo, (slice(2, 10), slice(20, 30)), 4)
+    assert cut.shape == (16, 18, 3)
+    np.testing.assert_array_equal(cut[2:, :14], photo[:14, 16:30])
+    np.testing.assert_array_equal(cut[:2], cut[4:2:-1])
+    np.testing.assert_array_equal(cut[:, -4:], cut[:, -6:-10:-1])
+
+
+def test_a_block_gives_what_the_whole_photograph_gives():
+    import jax
+
+    from autoretouch_jax.inference.tiles import block_output, network_output
+    from autoretouch_jax.models.modules import make_generator
+
+    config = Retouch(width=4, levels=2, blocks=1)
+    shapes = jax.eval_shape(make_generator(config).init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    rng = np.random.default_rng(0)
+    net = Model(config, jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes))
+    image, radius = rng.integers(0, 256, (120, 140, 3), dtype=np.uint8), config.receptive_radius
+    inside = np.s_[radius:-radius, radius:-radius]
+    for block, whole in zip(block_output(net, image), network_output(net, image), strict=True):
+        assert np.abs(block[inside].astype(float) - whole[inside]).max() <= 1
 
 
 def test_without_a_face_nothing_changes_and_off_takes_the_whole(darkening):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from autoretouch_jax.config.networks import Generator
 from autoretouch_jax.data.faces import Face, find_faces
-from autoretouch_jax.inference.tiles import TILE, network_output
+from autoretouch_jax.inference.tiles import TILE, block_output, network_output
 from autoretouch_jax.models.folder import Model
 
 # `auto`: what are surely faces, where the model knows the size of the faces it was trained on, else the whole photograph.
@@ -102,24 +102,27 @@ def _scaled_edit(model: Model, image: np.ndarray, area: Area, factor: float) -> 
     """Returns the change and mask of an area, float32, as the network sees them on the photograph resized by `factor`."""
     if 1 / CLOSE_ENOUGH < factor < CLOSE_ENOUGH:
         factor = 1.0
-    # The network sees beyond the area, as far as its own radius reaches, where the photograph does.
+    # The network sees beyond the area as far as its radius reaches. Beyond the photograph's border it sees a mirror.
     margin = int((model.config.receptive_radius or 0) / factor) + 1
-    rows, columns = (
-        slice(max(0, part.start - margin), min(size, part.stop + margin)) for part, size in zip(area, image.shape, strict=False)
-    )
-    seen = image[rows, columns]
+    seen = _cut(image, area, margin)
     height, width = seen.shape[:2]
     small = seen if factor == 1 else _resized(seen, (round(width * factor), round(height * factor)))
-    output, mask = network_output(model, small)
-    inside = np.s_[
-        area[0].start - rows.start : area[0].stop - rows.start, area[1].start - columns.start : area[1].stop - columns.start
-    ]
+    output, mask = block_output(model, small)
     change = output.astype(np.float32) - small
     if factor != 1:
         # The edit is brought back, and not the output: what the network leaves alone keeps all of the photograph's detail.
         change = np.stack([_resized(change[..., channel], (width, height)) for channel in range(3)], -1)
         mask = mask if mask is None else _resized(mask, (width, height))
+    inside = np.s_[margin : height - margin, margin : width - margin]
     return change[inside], mask if mask is None else mask[inside]
+
+
+def _cut(image: np.ndarray, area: Area, margin: int) -> np.ndarray:
+    """Returns an area with a margin around it, in which the photograph is mirrored where it ends."""
+    wanted = [(part.start - margin, part.stop + margin) for part in area]
+    there = tuple(slice(max(0, start), min(size, stop)) for (start, stop), size in zip(wanted, image.shape, strict=False))
+    missing = [(part.start - start, stop - part.stop) for part, (start, stop) in zip(there, wanted, strict=True)]
+    return np.pad(image[there], (*missing, (0, 0)), mode="reflect")
 
 
 def _resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:

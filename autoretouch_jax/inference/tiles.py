@@ -14,6 +14,7 @@ from autoretouch_jax.models.pixels import to_float, to_uint8
 from autoretouch_jax.runtime import devices
 
 TILE = 512  # largest side of a tile without its halo, so that memory stays bounded whatever the photo's size
+BLOCK_STEP, LARGEST_BLOCK = 128, 1 << 22  # the sides of a block are multiples of the one, its pixels at most the other
 TILE_STEP = 64  # tiles of smaller images have a multiple of this as their side, so that few shapes are compiled
 
 
@@ -45,6 +46,22 @@ def network_output(model: Model, image: np.ndarray, tile: int = TILE) -> tuple[n
             mask = np.empty((height, width), np.float32) if mask is None else mask
             mask[area] = patch_mask[inside]
     return output, mask
+
+
+def block_output(model: Model, block: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns the network's output and mask as `network_output` does, for a block that brings its own halo, in one piece.
+
+    What lies within the receptive radius of its border is not what the network would see in the whole photograph. A block that
+    is too large for one piece is cut into tiles.
+    """
+    height, width = block.shape[:2]
+    if height * width > LARGEST_BLOCK:
+        return network_output(model, block)
+    # Few sizes, because each is compiled once.
+    step = max(BLOCK_STEP, model.config.grid)
+    filled = np.pad(block, ((0, -height % step), (0, -width % step), (0, 0)), mode="edge")
+    ((output, mask),) = _on_all_devices(model, [filled])
+    return output[:height, :width], mask if mask is None else mask[:height, :width]
 
 
 # Compiled once for each network and shape of a tile.
