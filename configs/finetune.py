@@ -9,11 +9,11 @@ model knows; most crops are placed where you have edited.
 from autoretouch_jax.config import Config, DataConfig, LossConfig, OptimConfig, Retouch, TrainConfig
 
 config = Config(
-    generator=Retouch(width=32, widest=2, levels=4, blocks=1, gate=0.5),
+    generator=Retouch(width=32, widest=2, levels=4, blocks=1, gate=0.3, gate_off_faces=0.7),
     loss=LossConfig(
         pixel="l1", pixel_weight=100.0, edit_weight=5.0, mask_weight=8.0, adversarial_weight=0.0, perceptual_weight=0.0
     ),
-    data=DataConfig(crop=112, face_size=256, zoom=(0.75, 1.33), edit_crops=0.7, colour=0.1),
+    data=DataConfig(crop=128, face_size=256, zoom=(0.75, 1.33), edit_crops=0.7, colour=0.1),
     optim=OptimConfig(
         generator_optimizer="muon", generator_lr=1e-3, beta1=0.9, warmup_steps=50, decay_share=0.7, clip_norm=5.0, ema=0.99
     ),

@@ -12,19 +12,21 @@ and sharpen what is smoothed afterwards.
 from autoretouch_jax.config import BlemishConfig, Config, DataConfig, LossConfig, OptimConfig, Retouch, TrainConfig
 
 config = Config(
-    generator=Retouch(width=32, widest=2, levels=4, blocks=1, gate=0.5),
+    generator=Retouch(width=32, widest=2, levels=4, blocks=1, gate=0.3, gate_off_faces=0.7),
     loss=LossConfig(
         pixel="l1", pixel_weight=100.0, edit_weight=5.0, mask_weight=8.0, adversarial_weight=0.0, perceptual_weight=0.0
     ),
     data=DataConfig(
-        crop=112,
+        crop=128,
         face_size=256,
         zoom=(0.75, 1.33),
         colour=0.3,
         light=0.4,
         degrade=0.4,
-        negative_share=0.3,
-        blemish=BlemishConfig(per_megapixel=(300.0, 5000.0), radius=(0.7, 5.5), patch=(5.0, 34.0), strength=(0.1, 0.9)),
+        negative_share=0.25,
+        blemish=BlemishConfig(
+            per_megapixel=(250.0, 4000.0), radius=(0.7, 5.5), patch=(5.0, 34.0), strength=(0.1, 0.9), hollows=0.7
+        ),
     ),
     optim=OptimConfig(
         generator_optimizer="muon", generator_lr=2e-3, beta1=0.9, warmup_steps=100, decay_share=0.6, clip_norm=5.0, ema=0.999

@@ -9,6 +9,7 @@ Every generator's description also says what is needed to apply it to a photogra
 * `receptive_radius`: how far, in pixels, an output pixel sees. It is an upper bound and a multiple of `grid`, so that tiles cut
   with it as their halo stay on the grid. None for networks that look at the whole image at once.
 * `gate`: the mask probability below which a pixel is left alone; 0 for networks without a mask.
+* `gate_off_faces`: the same where the whole photograph is retouched and not its faces, if it is higher.
 * `dead_zone`: the largest change, in 8-bit levels, that is not applied.
 * `predicts_mask`: whether the network also predicts where to edit.
 * `global_generator`: the description of the generator that it contains and can start from, or None.
@@ -43,6 +44,7 @@ class AutoRetouch:
     """When retouching, pixels that would change by at most this many 8-bit levels in every channel stay as they are."""
 
     gate: ClassVar[float] = 0.0
+    gate_off_faces: ClassVar[float] = 0.0
     predicts_mask: ClassVar[bool] = False
     global_generator: ClassVar[None] = None
 
@@ -76,6 +78,8 @@ class Retouch:
     """Residual blocks per level, in the encoder and again in the decoder."""
     gate: float = 0.65
     """When retouching, pixels whose predicted probability of needing an edit is below this stay bit-identical."""
+    gate_off_faces: float = 0.0
+    """The gate with `--faces off`, if it is higher: where no face was looked for, most of a photograph is no skin."""
     dead_zone: int = 0
     """When retouching, pixels that would change by at most this many 8-bit levels in every channel stay as they are."""
 
@@ -111,6 +115,7 @@ class Pix2Pix:
     """Rate in training, in the first decoder layers after the innermost one: three in the U-Net-256, as published."""
 
     gate: ClassVar[float] = 0.0
+    gate_off_faces: ClassVar[float] = 0.0
     dead_zone: ClassVar[int] = 0
     predicts_mask: ClassVar[bool] = False
     global_generator: ClassVar[None] = None
@@ -136,6 +141,7 @@ class Pix2PixHDGlobal:
     norm: Literal["instance", "none"] = "instance"
 
     gate: ClassVar[float] = 0.0
+    gate_off_faces: ClassVar[float] = 0.0
     dead_zone: ClassVar[int] = 0
     predicts_mask: ClassVar[bool] = False
     global_generator: ClassVar[None] = None
@@ -163,6 +169,7 @@ class Pix2PixHDLocal:
     norm: Literal["instance", "none"] = "instance"
 
     gate: ClassVar[float] = 0.0
+    gate_off_faces: ClassVar[float] = 0.0
     dead_zone: ClassVar[int] = 0
     predicts_mask: ClassVar[bool] = False
     receptive_radius: ClassVar[None] = None  # instance norm averages over the whole image

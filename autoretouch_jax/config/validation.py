@@ -33,6 +33,7 @@ SHARES = (
     "data.edit_crops",
     "data.extra_blemishes",
     "generator.gate",
+    "generator.gate_off_faces",
 )
 RANGES = ("data.zoom", "data.blemish.radius", "data.blemish.strength", "data.blemish.patch", "data.blemish.per_megapixel")
 

@@ -22,7 +22,7 @@ PALETTE = {
     "pale": ((1.05, 1.05, 1.0), (1.5, 1.5, 1.5)),
 }
 # For each family its share of the blemishes. Shadows below the eyes are drawn once a crop: `blemish.hollows`.
-FAMILY_SHARES = {"spot": 0.26, "pimple": 0.22, "mark": 0.22, "mole": 0.1, "freckles": 0.06, "line": 0.04, "patch": 0.1}
+FAMILY_SHARES = {"spot": 0.24, "pimple": 0.22, "mark": 0.21, "mole": 0.1, "freckles": 0.04, "line": 0.03, "patch": 0.16}
 
 
 class Canvas(NamedTuple):
@@ -224,15 +224,23 @@ def _patch(rng, canvas, centre, config) -> None:
 
 
 def _hollows(rng, canvas, hollow: np.ndarray, config) -> None:
-    """The shadows below both eyes: brown, purple, reddish or just dark. `hollow[h, w]` is their place and form."""
+    """The shadows below both eyes: brown, purple, reddish or just dark. `hollow[h, w]` is their usual place and form."""
     if hollow.max() < 0.2:
         return
-    strength = 0.7 * _strength(rng, config)
-    # A power makes them narrow or wide.
-    alpha = strength * hollow ** rng.uniform(0.6, 1.6) * _uneven(rng, hollow.shape)
+    # Mostly lower than the usual place, and narrower or wider.
+    reach = config.patch[1]
+    hollow = _shifted(hollow, round(reach * rng.uniform(-0.1, 0.35)), round(reach * rng.uniform(-0.1, 0.1)))
+    alpha = 0.7 * _strength(rng, config) * hollow ** rng.uniform(0.5, 1.8) * _uneven(rng, hollow.shape)
     _paint(
         rng, canvas, alpha, _colour(rng, str(rng.choice(["purple", "brown", "dark", "red"], p=[0.4, 0.3, 0.2, 0.1]))), cover=0.0
     )
+
+
+def _shifted(values: np.ndarray, down: int, right: int) -> np.ndarray:
+    """`[h, w]` moved by so many pixels. What comes in from outside repeats the border."""
+    height, width = values.shape
+    rows, columns = np.clip(np.arange(height) - down, 0, height - 1), np.clip(np.arange(width) - right, 0, width - 1)
+    return values[np.ix_(rows, columns)]
 
 
 def _uneven(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

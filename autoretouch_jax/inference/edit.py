@@ -34,6 +34,8 @@ class Edit(NamedTuple):
     change: np.ndarray
     mask: np.ndarray | None
     faces: list[Face] | None
+    gate: float = 0.0
+    """The probability below which a pixel is left alone."""
 
 
 def retouch_array(model: Model, image: np.ndarray, strength: float = 1.0, faces: Faces = "auto") -> np.ndarray:
@@ -49,7 +51,9 @@ def find_edit(model: Model, image: np.ndarray, faces: Faces = "auto", tile: int 
     """Returns what the model would change. Without a face, `auto` and `all` change nothing."""
     if faces == "off" or model.face_size is None:
         output, mask = network_output(model, image, tile)
-        return Edit(output.astype(np.int16) - image, mask, None)
+        # A model that knows faces is stricter where none was looked for: most of a photograph is no skin.
+        gate = model.config.gate if model.face_size is None else max(model.config.gate, model.config.gate_off_faces)
+        return Edit(output.astype(np.int16) - image, mask, None, gate)
     return _edit_faces(model, image, find_faces(image, faces), model.face_size)
 
 
@@ -62,7 +66,7 @@ def apply_edit(config: Generator, image: np.ndarray, edit: Edit, strength: float
     # On 8-bit levels, so that an unchanged pixel is unchanged in the file too.
     applied = np.abs(edit.change).max(-1) > config.dead_zone
     if edit.mask is not None:
-        applied &= edit.mask >= config.gate
+        applied &= edit.mask >= edit.gate
     change = np.rint(strength * edit.change.astype(np.float32)) * applied[..., None]
     return np.clip(image + change, 0, 255).astype(np.uint8)
 
@@ -81,7 +85,7 @@ def _edit_faces(model: Model, image: np.ndarray, faces: list[Face], face_size: f
         if own_mask is not None:
             has_mask = True
             mask[area] = np.where(taken, own_mask, mask[area])
-    return Edit(change, mask if has_mask else None, faces)
+    return Edit(change, mask if has_mask else None, faces, model.config.gate)
 
 
 Area = tuple[slice, slice]  # rows and columns

@@ -117,7 +117,7 @@ def check_start(model: Model, config: Config) -> None:
 
 def _same_weights(a: Generator, b: Generator) -> bool:
     """Whether two descriptions have the same weights: they may differ in what acts only when retouching."""
-    ignored = ("gate", "dead_zone")
+    ignored = ("gate", "gate_off_faces", "dead_zone")
     first, second = (
         {key: value for key, value in dataclasses.asdict(config).items() if key not in ignored} for config in (a, b)
     )
