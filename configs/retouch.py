@@ -4,6 +4,10 @@
 
 benchmarks/README.md measures its parts. Seven of ten crops are placed around an edit; edited pixels count five times in the
 pixel loss; the adversarial weight rises over the first 2000 steps; neither network has norm layers.
+
+Pairs show by themselves what to leave alone, so no negatives are drawn. But they only show it for photographs like theirs. If
+all of them come from one studio and the model is to be used elsewhere, add `--data.negatives PHOTOS`: photographs of anything
+in which nothing is to be retouched.
 """
 
 from autoretouch_jax.config import Config, DataConfig, LossConfig, OptimConfig, PatchGAN, Retouch, TrainConfig

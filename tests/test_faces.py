@@ -191,6 +191,16 @@ def test_without_a_face_nothing_changes_and_off_takes_the_whole(darkening):
     assert find_edit(model(None), photo).faces is None, "a model trained without faces takes the whole photograph"
 
 
+def test_the_gate_is_stricter_where_no_face_was_looked_for(monkeypatch):
+    mask = np.full((200, 200), 0.5, np.float32)
+    monkeypatch.setattr(edit_module, "network_output", lambda model, image, tile=512: (image - np.minimum(image, 8), mask))
+    photo = np.full((200, 200, 3), 90, np.uint8)
+    config = Retouch(width=4, levels=2, blocks=1, gate=0.3, gate_off_faces=0.7)
+    changed = lambda net: (apply_edit(config, photo, find_edit(net, photo, "off")) != photo).any()  # noqa: E731
+    assert not changed(Model(config, {}, face_size=100.0))
+    assert changed(Model(config, {})), "a model that knows no faces has one gate"
+
+
 def test_two_faces_side_by_side_share_their_border_and_overlap_nothing(darkening):
     two = np.concatenate([hopper()[:420, 100:420]] * 2, axis=1)
     found = find_edit(model(230.0), two)

@@ -221,6 +221,10 @@ Discriminator = AutoRetouchPatchGAN | PatchGAN
 GENERATORS: dict[str, Any] = {kind.network: kind for kind in get_args(Generator)}
 
 
+# Fields that models of an earlier version lack, with the values that say what these models did.
+ADDED_SINCE: dict[str, dict[str, Any]] = {"retouch": {"gate_off_faces": 0.0}}
+
+
 def generator_from_json(description: Mapping[str, Any]) -> Generator:
     """Returns the generator that `dataclasses.asdict` described.
 
@@ -229,6 +233,7 @@ def generator_from_json(description: Mapping[str, Any]) -> Generator:
     kind = GENERATORS.get(description.get("network", ""))
     if kind is None:
         raise Refused(f"network {description.get('network')!r} is unknown; this version knows {', '.join(GENERATORS)}")
+    description = ADDED_SINCE.get(kind.network, {}) | dict(description)
     # A field that is missing is refused too: its default may have changed since the model was written.
     fields = {field.name for field in dataclasses.fields(kind)}
     if odd := sorted(description.keys() - fields) or sorted(fields - description.keys()):

@@ -12,6 +12,7 @@ from autoretouch_jax.errors import BadInput
 from autoretouch_jax.runtime.storage import replacing
 
 MODES = ("RGB", "RGBA", "L", "LA", "P")  # Pillow's modes of 8 bits a channel; a palette (P) is written back as RGB
+ORIENTATION = 0x0112  # EXIF's tag of how a camera was held
 CARRIED = ("icc_profile", "exif", "dpi")  # Pillow's names of what is copied from the file read to the file written
 
 
@@ -24,6 +25,25 @@ class Photo:
     grey: bool
     format: str
     options: dict[str, Any] = field(default_factory=dict)
+    orientation: int = 1
+    """EXIF's orientation, 1 to 8; 1 is upright."""
+
+    def upright(self) -> np.ndarray:
+        """Returns the pixels as a viewer shows them: a face in a photograph that lies on its side would not be found."""
+        pixels = self.pixels.swapaxes(0, 1) if self.orientation >= 5 else self.pixels
+        return np.ascontiguousarray(_mirrored(pixels, self.orientation))
+
+    def as_stored(self, upright: np.ndarray) -> np.ndarray:
+        """Turns pixels back from `upright` to how the file stores them."""
+        pixels = _mirrored(upright, self.orientation)
+        return np.ascontiguousarray(pixels.swapaxes(0, 1) if self.orientation >= 5 else pixels)
+
+
+def _mirrored(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """The mirroring that is part of an orientation; those from 5 on also exchange rows and columns."""
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return pixels[::rows, ::columns]
 
 
 def read_photo(path: Path) -> Photo:
@@ -44,7 +64,9 @@ def read_photo(path: Path) -> Photo:
             options["lossless"] = True  # another lossy encoding would change every pixel
         pixels, alpha = split_alpha(image)
         # MPO is a JPEG with a second picture behind it, which the retouched photograph does not keep.
-        return Photo(pixels, alpha, image.mode in ("L", "LA"), "JPEG" if kind == "MPO" else kind, options)
+        orientation = image.getexif().get(ORIENTATION, 1)
+        orientation = orientation if orientation in range(1, 9) else 1
+        return Photo(pixels, alpha, image.mode in ("L", "LA"), "JPEG" if kind == "MPO" else kind, options, orientation)
 
 
 def write_photo(path: Path, photo: Photo, pixels: np.ndarray) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from autoretouch_jax.config.paths import PRETRAINED
@@ -39,12 +39,14 @@ class Retoucher:
         return cls(dataclasses.replace(loaded, face_size=face_size or loaded.face_size))
 
     def __call__(self, image: Any, strength: float = 1.0, faces: Faces = "auto") -> np.ndarray:
-        """Returns the retouched image, `uint8[H, W, 3]`. `image` is such an array, or a Pillow image.
+        """Returns the retouched image, `uint8[H, W, 3]`. `image` is such an array, or a Pillow image, which is turned upright.
 
         `strength` 0 leaves it as it is. `faces` is `auto`, `all` (also faces that are less sure) or `off` (the whole image).
         Raises BadInput for an array of another kind.
         """
-        pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+        if isinstance(image, Image.Image):
+            image = ImageOps.exif_transpose(image).convert("RGB")
+        pixels = np.asarray(image)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
             raise BadInput(f"the image is {pixels.dtype} {list(pixels.shape)}; give uint8 [height, width, 3], RGB")
         return apply_edit(self.model.config, pixels, self.edit(pixels, faces), strength)
@@ -88,8 +90,9 @@ def run(
 def _retouch(retoucher: Retoucher, path: Path, destination: Path, strength: float, faces: Faces) -> Edit:
     """Writes one retouched photograph, and returns its edit."""
     photo = read_photo(path)
-    edit = retoucher.edit(photo.pixels, faces)
-    pixels = apply_edit(retoucher.model.config, photo.pixels, edit, strength)
+    upright = photo.upright()
+    edit = retoucher.edit(upright, faces)
+    pixels = photo.as_stored(apply_edit(retoucher.model.config, upright, edit, strength))
     if np.array_equal(pixels, photo.pixels):
         # The same bytes: encoding a JPEG again would change a photograph in which there was nothing to do.
         with replacing(destination) as part:
