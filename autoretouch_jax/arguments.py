@@ -9,6 +9,7 @@ import tyro
 from tyro.conf import FlagConversionOff, FlagCreatePairsOff, Positional
 
 from autoretouch_jax.config import Config
+from autoretouch_jax.config.schema import Faces
 
 # With an empty name the config's flags are `--train.steps` and not `--run.train.steps`.
 ConfigFlags = Annotated[Config, tyro.conf.arg(name=""), FlagConversionOff]
@@ -116,8 +117,9 @@ class EvaluateArguments:
     """Folder of images after retouching, paired by name."""
     leave_alone: Path | None = None
     """Folder of photographs in which nothing is to be retouched. Every change of a model there is harm."""
-    faces: Literal["auto", "all", "off"] = "auto"
-    """As in `retouch`: `auto` edits faces, at the size the model was trained at, `off` the whole image as it is."""
+    faces: Faces = "auto"
+    """`auto` edits the faces, at the size that the model was trained at. `off` edits the whole image as it is. `all` as in
+    `retouch`."""
     json: Path | None = None
     """Also write every number to this file."""
     pictures: Path | None = None
@@ -148,9 +150,10 @@ class RetouchArguments:
     """A run, its model/ folder, or `pretrained`, the model in the box."""
     strength: float = 1.0
     """0 leaves the photo as it is, 1 applies all of the model's retouch."""
-    faces: Literal["auto", "all", "off"] = "auto"
+    faces: Faces = "auto"
     """`auto` finds the faces and retouches them and the skin around; without a face the photo stays as it is. `all` includes
-    faces that are less sure. `off` retouches the whole photo as it is. A model trained without faces always does the last."""
+    faces of which the detector is less sure. `off` retouches the whole photo as it is, and so does any model that was trained
+    without faces."""
     face_size: float | None = None
     """Bring faces to this size, from brows to chin in pixels, instead of the one that the model was trained at."""
 

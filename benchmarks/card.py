@@ -16,7 +16,8 @@ from PIL import Image
 from skimage.color import rgb2lab
 from tqdm import tqdm
 
-from autoretouch_jax.data.faces import PARTS, find_faces, find_parts, regions
+from autoretouch_jax.data.face_parts import PARTS, parts, regions
+from autoretouch_jax.data.faces import find_faces
 from autoretouch_jax.data.folders import PairSource, PhotoSource
 from autoretouch_jax.evaluation import metrics
 from autoretouch_jax.inference.edit import retouch_array
@@ -79,7 +80,7 @@ def in_clean_faces(model: Model, photos: PhotoSource) -> list[list[str]]:
     for i in tqdm(range(len(photos)), desc="clean faces", disable=None):
         image = photos[i].images["target"]
         nothing = np.zeros(image.shape[:2], bool)
-        rows.append(metrics.change_by_part(image, retouch_array(model, image), find_parts(image), nothing))
+        rows.append(metrics.change_by_part(image, retouch_array(model, image), parts(image, find_faces(image)), nothing))
     means = metrics.mean(rows)
     return [[part, "–" if means[f"change_{part}"] is None else f"{means[f'change_{part}']:.3f}"] for part in PARTS]
 

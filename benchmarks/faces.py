@@ -16,7 +16,7 @@ from PIL import Image
 from skimage import data as skimage_data
 from skimage.feature import Cascade
 
-from autoretouch_jax.data.faces import find_faces
+from autoretouch_jax.data.face_parts import find_living_faces
 from autoretouch_jax.data.images import list_images, read_rgb
 from autoretouch_jax.runtime.tables import text_table
 
@@ -31,19 +31,22 @@ def detectors() -> dict[str, Detector]:
         side = min(image.shape[:2])
         return len(lbp.detect_multi_scale(image, scale_factor=1.2, step_ratio=1, min_size=(60, 60), max_size=(side, side)))
 
-    found: dict[str, Detector] = {"ours (dlib)": lambda image: len(find_faces(image)), "LBP (scikit-image)": local_patterns}
+    tools: dict[str, Detector] = {
+        "ours (dlib)": lambda image: len(find_living_faces(image)),
+        "LBP (scikit-image)": local_patterns,
+    }
     try:
         import cv2
     except ImportError:
-        return found
+        return tools
     for name in ("alt2", "default"):
         cascade = cv2.CascadeClassifier(f"{cv2.data.haarcascades}haarcascade_frontalface_{name}.xml")
 
         def haar(image: np.ndarray, cascade=cascade) -> int:
             return len(cascade.detectMultiScale(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), 1.1, 5, minSize=(48, 48)))
 
-        found[f"Haar {name} (OpenCV)"] = haar
-    return found
+        tools[f"Haar {name} (OpenCV)"] = haar
+    return tools
 
 
 def conditions(rng: np.random.Generator) -> dict[str, Callable[[Image.Image], Image.Image]]:

@@ -1,6 +1,6 @@
-"""The config of `autoretouch demo`, for drawn faces and two restyled photos: a small generator, three losses.
+"""The config of `autoretouch demo`, for drawn faces and two restyled photos: pixel, mask and adversarial loss.
 
-It is a smaller `configs/portraits.py` without the VGG, so that the demo needs no download.
+It has a small generator and discriminator and no VGG, so that the demo needs no download.
 """
 
 from autoretouch_jax.config import (

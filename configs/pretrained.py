@@ -4,9 +4,7 @@
     autoretouch train configs/pretrained.py --train.start-from runs/portraits \\
         --data.root FACES --data.negatives PHOTOS --workdir runs/pretrained
 
-It goes on where `configs/portraits.py` ends, with the pixel and the mask loss alone. The edit is enlarged or reduced to the
-photograph's own size, so its texture is the photograph's: the adversarial and the perceptual loss would cost half a step more,
-and sharpen what is smoothed afterwards.
+It continues `configs/portraits.py`, for longer and with more uneven light.
 """
 
 from autoretouch_jax.config import BlemishConfig, Config, DataConfig, LossConfig, OptimConfig, Retouch, TrainConfig
@@ -23,7 +21,7 @@ config = Config(
         colour=0.3,
         light=0.4,
         degrade=0.4,
-        negative_share=0.25,
+        negative_share=0.3,
         blemish=BlemishConfig(
             per_megapixel=(250.0, 4000.0), radius=(0.7, 5.5), patch=(5.0, 34.0), strength=(0.1, 0.9), hollows=0.7
         ),

@@ -55,6 +55,7 @@ def world(tmp_path_factory, module_pairs, face_folder) -> Path:
         "AFTER": module_pairs[1],
         "FACES": face_folder,
         "FOLDER": face_folder,
+        "PHOTOS": face_folder,
     }.items():
         shutil.copytree(source, home / name)
     shutil.copytree(module_pairs[0], home / "VALIDATION_BEFORE")
@@ -86,7 +87,10 @@ def small_programs(monkeypatch, world):
         layers = {"perceptual_layers": ("relu1_1",), "perceptual_layer_weights": (), "vgg_weights": "random"}
         return dataclasses.replace(
             config,
-            generator=dataclasses.replace(config.generator, **SMALL[config.generator.network]),
+            # What starts from the model in the box has its network.
+            generator=config.generator
+            if config.train.start_from
+            else dataclasses.replace(config.generator, **SMALL[config.generator.network]),
             discriminator=dataclasses.replace(config.discriminator, width=4),
             loss=dataclasses.replace(config.loss, **layers),
             data=dataclasses.replace(config.data, crop=32, resize=0),

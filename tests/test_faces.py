@@ -9,7 +9,8 @@ from PIL import Image
 from skimage import data as skimage_data
 
 from autoretouch_jax.config import Retouch
-from autoretouch_jax.data.faces import PARTS, Face, find_faces, find_parts, parts, regions, scaled
+from autoretouch_jax.data.face_parts import PARTS, find_living_faces, parts, regions
+from autoretouch_jax.data.faces import Face, find_faces, scaled
 from autoretouch_jax.inference import edit as edit_module
 from autoretouch_jax.inference.edit import apply_edit, find_edit
 from autoretouch_jax.models.folder import Model
@@ -65,9 +66,9 @@ def test_faces_turned_dark_hidden_and_several(change):
 def test_a_statue_in_a_coloured_photograph_is_no_face():
     statue = np.array(hopper())
     statue[:, :] = statue.mean(-1, keepdims=True)
-    assert len(find_faces(statue)) == 1, "a black-and-white photograph has faces"
+    assert len(find_living_faces(statue)) == 1, "a black-and-white photograph has faces"
     statue[420:] = (200, 90, 30)
-    assert find_faces(statue) == []
+    assert find_living_faces(statue) == []
 
 
 def test_threads_may_look_at_once():
@@ -101,11 +102,11 @@ def test_regions_are_bare_skin_and_the_hollows_below_the_eyes():
 
 def test_every_pixel_is_in_one_part():
     photo = hopper()
-    found = find_parts(photo)
+    found = parts(photo, find_faces(photo))
     assert set(found) == set(PARTS)
     assert (np.sum(list(found.values()), axis=0) == 1).all()
-    assert find_parts(skimage_data.coffee()) == {}
-    outside = parts(photo, [Face(-900.0, -900.0, 100.0, 1.0)])
+    assert parts(photo, []) == {}
+    outside = parts(photo, [Face(-900.0, -900.0, 100.0, 1.0), Face(9000.0, 9000.0, 100.0, 1.0)])
     assert outside["background"].all(), "a face that lies outside the photograph has no parts in it"
 
 

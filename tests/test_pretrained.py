@@ -13,7 +13,8 @@ from autoretouch_jax import cli
 from autoretouch_jax.config import load
 from autoretouch_jax.config.loading import resolve
 from autoretouch_jax.data.blemishes import add_blemishes
-from autoretouch_jax.data.faces import find_faces, regions
+from autoretouch_jax.data.face_parts import regions
+from autoretouch_jax.data.faces import find_faces
 from autoretouch_jax.demo import faces
 from autoretouch_jax.demo.demo import HELD_OUT_BLEMISHES
 from autoretouch_jax.errors import BadInput, Refused

@@ -16,7 +16,8 @@ from autoretouch_jax.data import pipeline
 from autoretouch_jax.data.augment import augment_negative
 from autoretouch_jax.data.blemishes import add_blemishes
 from autoretouch_jax.data.degrade import degrade
-from autoretouch_jax.data.faces import find_faces, regions
+from autoretouch_jax.data.face_parts import regions
+from autoretouch_jax.data.faces import find_faces
 from autoretouch_jax.data.negatives import mixed, open_negatives
 from autoretouch_jax.data.opening import open_source, typical_face_size
 from autoretouch_jax.data.patterns import PATTERNS, draw_pattern
@@ -84,13 +85,12 @@ def test_other_hues_keep_what_is_grey():
 
 
 def test_synthetic_blemishes_bring_negatives_and_pairs_do_not(face_folder, photo_folder):
-    note = pipeline.Faults(DataConfig(), 1).note
-    assert open_negatives(DataConfig(root=str(face_folder)), note) is not None
-    assert open_negatives(DataConfig(root=str(face_folder), negative_share=0.0), note) is None
+    assert open_negatives(DataConfig(root=str(face_folder))) is not None
+    assert open_negatives(DataConfig(root=str(face_folder), negative_share=0.0)) is None
     pairs = DataConfig(source="a", target="b")
-    assert open_negatives(pairs, note) is None
-    assert open_negatives(dataclasses.replace(pairs, extra_blemishes=0.2), note) is not None
-    assert open_negatives(dataclasses.replace(pairs, negatives=str(photo_folder)), note) is not None
+    assert open_negatives(pairs) is None
+    assert open_negatives(dataclasses.replace(pairs, extra_blemishes=0.2)) is not None
+    assert open_negatives(dataclasses.replace(pairs, negatives=str(photo_folder))) is not None
 
 
 def test_the_share_of_negatives_is_kept_and_nothing_changes_in_them(small_config, photo_folder):
@@ -104,7 +104,8 @@ def test_the_share_of_negatives_is_kept_and_nothing_changes_in_them(small_config
         colour=0.3,
         blemish=blemish,
     )
-    batches = pipeline.batches(open_source(data), dataclasses.replace(small_config, data=data), 0)
+    run = dataclasses.replace(small_config, data=data)
+    batches = pipeline.batches(open_source(data), run, 0, negatives=open_negatives(data))
     same = np.concatenate([(b["source"] == b["target"]).all((1, 2, 3)) for b, _ in zip(batches, range(12), strict=False)])
     assert 0.3 < same.mean() < 0.7
 
@@ -115,12 +116,13 @@ def test_a_broken_negative_is_named_and_replaced_and_a_missing_folder_refused(sm
     (photo_folder / "cat.png").write_bytes(data)
     config = dataclasses.replace(small_config.data, negatives=str(photo_folder), negative_share=1.0)
     faults = pipeline.Faults(config, 4)
-    batches = pipeline.batches(open_source(config), dataclasses.replace(small_config, data=config), 0, faults=faults)
+    run = dataclasses.replace(small_config, data=config)
+    batches = pipeline.batches(open_source(config), run, 0, faults=faults, negatives=open_negatives(config))
     for _ in range(4):
         next(batches)
     assert list(faults.messages) == ["negatives: cat"]
     with pytest.raises(Refused, match=r"--data.negatives .*nowhere"):
-        open_negatives(dataclasses.replace(config, negatives="nowhere"), faults.note)
+        open_negatives(dataclasses.replace(config, negatives="nowhere"))
 
 
 # ---- cameras ----------------------------------------------------------------------------------------------------------------
@@ -197,6 +199,14 @@ def test_the_model_knows_the_size_and_drawn_noise_has_none(small_config, tmp_pat
     assert loop.run(config, tmp_path / "run") == 0
     assert load_model(tmp_path / "run").face_size == pytest.approx(120)
     assert json.loads((tmp_path / "run" / "model" / "model.json").read_text())["face_size"] == pytest.approx(120)
+
+
+def test_a_mistyped_folder_of_negatives_is_refused_before_anything_is_written(small_config, tmp_path):
+    from autoretouch_jax.training import loop
+
+    with pytest.raises(Refused, match=r"--data.negatives .*nowhere"):
+        loop.run(edited(small_config, data={"negatives": str(tmp_path / "nowhere")}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("extra", [["--data.records", "r"], ["--data.root", "f", "--data.resize", "286"]])

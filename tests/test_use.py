@@ -14,7 +14,8 @@ from autoretouch_jax.config import AutoRetouch
 from autoretouch_jax.demo import faces
 from autoretouch_jax.errors import Refused
 from autoretouch_jax.evaluation import metrics
-from autoretouch_jax.inference.edit import apply_edit, find_edit, retouch_array
+from autoretouch_jax.inference.edit import retouch_array
+from autoretouch_jax.inference.tiles import network_output
 from autoretouch_jax.models.autoretouch import AutoRetouchGenerator
 from autoretouch_jax.models.folder import Model, load_model, save_model
 
@@ -45,7 +46,7 @@ def test_any_size_comes_back_and_the_tile_size_does_not_show(size):
     assert whole.shape == image.shape
     assert whole.dtype == np.uint8
     assert (whole != image).any()
-    tiled = apply_edit(model.config, image, find_edit(model, image, tile=32))
+    tiled, _ = network_output(model, image, tile=32)
     assert np.abs(whole.astype(int) - tiled).max() <= 1, "float32 rounding may tip a level, nothing more"
     assert (whole != tiled).mean() < 0.01
 
@@ -265,6 +266,9 @@ def test_a_photograph_without_a_face_comes_back_as_the_same_file(model_folder, t
     assert (out / "coffee.jpg").read_bytes() != photo.read_bytes()
     assert cli.main([*argv, "--face-size", "0"]) == 2
     assert "--face-size" in capsys.readouterr().err
+    # The old form, with the model first, must not retouch the samples in the run's folder.
+    assert cli.main(["retouch", str(model_folder), str(photo), "--out", str(out)]) == 2
+    assert f"--model {model_folder}" in capsys.readouterr().err
 
 
 def test_retouch_does_the_rest_when_one_photo_is_broken(model_folder, tmp_path, capsys):

@@ -109,4 +109,6 @@ def resolve(config: Config) -> Config:
         paths.append("loss.vgg_weights")
     flat = flatten(config)
     # The model in the box is known by its name, wherever the package is installed.
-    return with_values(config, {key: absolute(flat[key]) for key in paths if flat[key] not in (None, "", PRETRAINED)})
+    if config.train.start_from == PRETRAINED:
+        paths.remove("train.start_from")
+    return with_values(config, {key: absolute(flat[key]) for key in paths if flat[key]})

@@ -79,7 +79,7 @@ class Retouch:
     gate: float = 0.65
     """When retouching, pixels whose predicted probability of needing an edit is below this stay bit-identical."""
     gate_off_faces: float = 0.0
-    """The gate with `--faces off`, if it is higher: where no face was looked for, most of a photograph is no skin."""
+    """The gate with `--faces off`, where it is higher than `gate`: most of a whole photograph is not skin."""
     dead_zone: int = 0
     """When retouching, pixels that would change by at most this many 8-bit levels in every channel stay as they are."""
 

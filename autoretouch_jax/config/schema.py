@@ -11,6 +11,10 @@ from typing import Literal
 
 from autoretouch_jax.config.networks import AutoRetouch, AutoRetouchPatchGAN, Discriminator, Generator
 
+# Where a model edits a photograph. `auto`: the faces that the detector is sure of, or the whole photograph if the model was
+# trained without faces. `all`: also those of which the detector is less sure. `off`: the whole photograph as it is.
+Faces = Literal["auto", "all", "off"]
+
 
 @dataclass(frozen=True)
 class LossConfig:
@@ -126,7 +130,8 @@ class DataConfig:
     colour: float = 0.0
     """Random gamma and gain of each channel, within about ± this share, the same for both images."""
     light: float = 0.0
-    """Random light, the same for both images: brighter on one side by up to this share, and more or less saturated."""
+    """Random light, the same for both images: one side brighter and the other darker, each by up to about this share, and
+    random saturation. One crop in 25 is black and white."""
     extra_blemishes: float = 0.0
     """For pairs: share of the crops whose source gets blemishes drawn on top."""
     blemish: BlemishConfig = field(default_factory=BlemishConfig)

@@ -104,7 +104,7 @@ def _validate_data(data: DataConfig) -> None:
     if data.face_size and (data.records or data.tfds or data.resize):
         raise Refused(
             "--data.face-size needs folders, --data.root or --data.source and --data.target, and no --data.resize; "
-            "set it to 0, or prepare the pairs at the size that you want"
+            "set it to 0, or resize the photographs before"
         )
     if not given:
         raise Refused(

@@ -3,20 +3,21 @@
 Everything that the beginning and the end of a file show is checked when a source is opened, and all faults are named at once.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from autoretouch_jax.data.faces import Face, find_faces, regions, scaled
+from autoretouch_jax.data.face_parts import find_living_faces, regions
+from autoretouch_jax.data.faces import Face, scaled
 from autoretouch_jax.data.images import Header, read_header, read_rgb
 from autoretouch_jax.data.pairing import match_all, named_images, unique_names
 from autoretouch_jax.data.sources import Decoded
 from autoretouch_jax.errors import BadInput, Refused, summarise
 
-CACHE_BYTES = 1 << 30  # a folder whose decoded pixels fit is decoded once
+CACHE_BYTES = 1 << 30  # decoded examples are kept until they take this much
+LARGEST_FACTOR = 4.0  # by which a photograph is enlarged to bring its face to a size
 ALPHA_CHECKED = 64  # files with an alpha channel that are decoded before training starts; the others are checked when read
 
 
@@ -33,7 +34,7 @@ class PhotoSource:
         _check_alpha(self.targets, headers)
         # Known from the headers, so that a crop that is too large is refused before anything is decoded.
         self.smallest = _smallest(self.targets, headers)
-        self._example = _cached(self._decode, headers)
+        self._example = _cached(self._decode)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -46,7 +47,7 @@ class PhotoSource:
 
 
 class FaceSource(PhotoSource):
-    """Clean faces. Its examples hold `target`, and `regions`, where skin is (`faces.regions`), if a face is found.
+    """Clean faces. Its examples hold `target`, and `regions`, where skin is (`face_parts.py`), if a face is found.
 
     With a `face_size` every photograph is resized so that its largest face has that size.
     """
@@ -54,19 +55,34 @@ class FaceSource(PhotoSource):
     def __init__(self, root: Path, face_size: int = 0) -> None:
         super().__init__(root)
         self.face_size = face_size
-        # Faces are few numbers: they are kept even where the decoded photographs are too many to keep.
-        self._faces: dict[int, list[Face]] = {}
+        self._faces = FacesFound()
 
     def _decode(self, index: int) -> Decoded:
         image = super()._decode(index).images["target"]
-        if index not in self._faces:
-            self._faces[index] = find_faces(image)
-        faces = self._faces[index]
+        faces = self._faces(index, image)
         if not faces:
             return Decoded(self.names[index], {"target": image})
         if self.face_size:
-            image, faces = scaled(image, faces, self.face_size / faces[0].size)
+            image, faces = scaled(image, faces, _factor(self.face_size, faces))
         return Decoded(self.names[index], {"target": image, "regions": regions(image, faces)})
+
+
+class FacesFound:
+    """The faces of a source's photographs. They are few numbers, and kept even where the photographs are too many to keep."""
+
+    def __init__(self) -> None:
+        self._faces: dict[int, list[Face]] = {}
+
+    def __call__(self, index: int, image: np.ndarray) -> list[Face]:
+        """Returns the faces of the photograph with this number. They are looked for once."""
+        if index not in self._faces:
+            self._faces[index] = find_living_faces(image)
+        return self._faces[index]
+
+
+def _factor(face_size: int, faces: list[Face]) -> float:
+    """The factor that brings the largest face to a size. A tiny face is not enlarged without limit."""
+    return min(face_size / faces[0].size, LARGEST_FACTOR)
 
 
 @dataclass(frozen=True)
@@ -101,11 +117,11 @@ class PairSource:
     license: str | None = None
 
     def __init__(self, source: Path, target: Path, face_size: int = 0) -> None:
-        self.face_size = face_size
+        self.face_size, self._faces = face_size, FacesFound()
         self.files, headers = checked_pairs(source, target)
         self.names = self.files.names
         self.smallest = _smallest(self.files.sources, headers)
-        self._example = _cached(self._decode, 2 * headers)
+        self._example = _cached(self._decode)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -116,8 +132,8 @@ class PairSource:
     def _decode(self, index: int) -> Decoded:
         source, target = self.files.read(index)
         # Both by the source's face: two detections could differ by a pixel, and the pair would no longer be aligned.
-        if self.face_size and (faces := find_faces(source)):
-            factor = self.face_size / faces[0].size
+        if self.face_size and (faces := self._faces(index, source)):
+            factor = _factor(self.face_size, faces)
             source, target = (scaled(image, faces, factor)[0] for image in (source, target))
         return Decoded(self.names[index], {"source": source, "target": target})
 
@@ -165,8 +181,20 @@ def _smallest(paths: Sequence[Path], headers: Sequence[Header]) -> tuple[Path, i
     return path, header.width, header.height
 
 
-def _cached(read: Callable[[int], Decoded], headers: Sequence[Header]) -> Callable[[int], Decoded]:
-    if sum(header.width * header.height * 3 for header in headers) > CACHE_BYTES:
-        return read
-    # On a small folder, decoding whole photographs again and again would take longer than training on their crops.
-    return functools.lru_cache(maxsize=None)(read)
+def _cached(read: Callable[[int], Decoded]) -> Callable[[int], Decoded]:
+    """Returns `read` with a memory: decoding whole photographs for every crop would take longer than training on the crops."""
+    kept: dict[int, Decoded] = {}
+    size = 0
+
+    def read_once(index: int) -> Decoded:
+        nonlocal size
+        if index in kept:
+            return kept[index]
+        example = read(index)
+        # Once it is full, the others are decoded each time. Threads may overshoot by an example each.
+        if size < CACHE_BYTES:
+            size += sum(image.nbytes for image in example.images.values())
+            kept[index] = example
+        return example
+
+    return read_once

@@ -23,22 +23,23 @@ FROM_PHOTOS = 0.6  # share of the negatives that are cut from photographs, where
 class Negatives:
     """Draws crops that must come back as they are. Without a folder all of them are drawn patterns."""
 
-    def __init__(self, config: DataConfig, note: Callable[[str, BadInput], None]) -> None:
-        """`note(name, error)` is told of each photograph that cannot be read.
-
-        Raises Refused, naming the fault, when the folder is missing, empty, or holds a broken image."""
-        self.crop, self.note = config.crop, note
+    def __init__(self, config: DataConfig) -> None:
+        """Raises Refused, naming the fault, when the folder is missing, empty, or holds a broken image."""
+        self.crop = config.crop
         self.photos = PhotoSource(Path(config.negatives), "--data.negatives") if config.negatives else None
 
-    def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """Returns one crop, `uint8[crop, crop, 3]`. A pattern takes the place of a photograph that cannot be read."""
+    def draw(self, rng: np.random.Generator, note: Callable[[str, BadInput], None]) -> np.ndarray:
+        """Returns one crop, `uint8[crop, crop, 3]`.
+
+        A pattern takes the place of a photograph that cannot be read, of which `note(name, error)` is told.
+        """
         image = None
         if self.photos is not None and rng.random() < FROM_PHOTOS:
             number = int(rng.integers(len(self.photos)))
             try:
                 image = self._cut(self.photos[number].images["target"], rng)
             except BadInput as error:
-                self.note(f"negatives: {self.photos.names[number]}", error)
+                note(f"negatives: {self.photos.names[number]}", error)
         if image is None:
             image = draw_pattern(rng, self.crop)
         return mixed(rng, image) if rng.random() < MIXED else image
@@ -64,7 +65,7 @@ def mixed(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(y), 0, 255).astype(np.uint8)
 
 
-def open_negatives(config: DataConfig, note: Callable[[str, BadInput], None]) -> Negatives | None:
+def open_negatives(config: DataConfig) -> Negatives | None:
     """Returns the negatives of a run, or None where it has none: see `data.negative_share`."""
     synthetic = bool(config.root) or config.extra_blemishes > 0
-    return Negatives(config, note) if config.negative_share > 0 and (synthetic or config.negatives) else None
+    return Negatives(config) if config.negative_share > 0 and (synthetic or config.negatives) else None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from autoretouch_jax.config import DataConfig
-from autoretouch_jax.data.faces import find_faces
+from autoretouch_jax.data.face_parts import find_living_faces
 from autoretouch_jax.data.folders import FaceSource, PairSource
 from autoretouch_jax.data.records import RecordSource
 from autoretouch_jax.data.sources import Source, whole
@@ -52,17 +52,20 @@ def _open(config: DataConfig) -> Source:
 
 
 def typical_face_size(source: Source, config: DataConfig) -> float | None:
-    """Returns the median size of the faces that a network is trained on, in pixels of its crops, or None without faces."""
+    """Returns the usual size of the faces that a network is trained on, in pixels of its crops.
+
+    It is `data.face_size`, or else the median over the first images; None where no face is found in them.
+    """
     centre = float(np.sqrt(config.zoom[0] * config.zoom[1]))
     if config.face_size:
-        return config.face_size * centre
+        return round(config.face_size * centre, 1)
     sizes = []
     for index in range(min(MEASURED_FACES, len(source))):
         try:
             image = whole(source[index])["target"]
         except BadInput:  # training counts unreadable examples
             continue
-        if faces := find_faces(image):
+        if faces := find_living_faces(image):
             # pix2pix resizes every photograph to one side.
             sizes.append(faces[0].size * (config.resize / min(image.shape[:2]) if config.resize else 1.0))
     return round(float(np.median(sizes)) * centre, 1) if sizes else None

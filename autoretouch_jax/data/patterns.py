@@ -1,4 +1,4 @@
-"""Drawn patterns that resemble blemishes and are none: cloth, strands, dots, leaves, text, lights out of focus.
+"""Draws patterns that look like blemishes but are none: cloth, strands, dots, leaves, text, lights out of focus.
 
 They need no files, so that every run with synthetic blemishes has something to leave alone. All randomness comes from the
 generator passed in.

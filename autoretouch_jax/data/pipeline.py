@@ -13,7 +13,7 @@ import numpy as np
 
 from autoretouch_jax.config import Config, DataConfig
 from autoretouch_jax.data.augment import augment, augment_negative
-from autoretouch_jax.data.negatives import open_negatives
+from autoretouch_jax.data.negatives import Negatives
 from autoretouch_jax.data.sources import Images, Source
 from autoretouch_jax.errors import BadInput, summarise
 
@@ -55,18 +55,17 @@ class Faults:
 class Crops(grain.transforms.RandomMap):
     """The number of an example → one training crop of it, see `augment`. An unreadable example is replaced by the next one."""
 
-    def __init__(self, source: Source, config: DataConfig, faults: Faults) -> None:
-        self.source, self.config, self.faults = source, config, faults
-        self.negatives = open_negatives(config, faults.note)
+    def __init__(self, source: Source, config: DataConfig, faults: Faults, negatives: Negatives | None) -> None:
+        self.source, self.config, self.faults, self.negatives = source, config, faults, negatives
 
     def random_map(self, element: int, rng: np.random.Generator) -> Images:
         """Returns a crop. All of its randomness comes from the generator passed in."""
+        if self.negatives and rng.random() < self.config.negative_share:
+            return augment_negative(self.negatives.draw(rng, self.faults.note), self.config, rng)
         # An unreadable example is replaced by the next one, so that the batch stays a function of seed and step.
         for number in range(element, element + len(self.source)):
             index = number % len(self.source)
             try:
-                if self.negatives and rng.random() < self.config.negative_share:
-                    return augment_negative(self.negatives.draw(rng), self.config, rng)
                 return augment(self.source[index], self.config, rng)
             except BadInput as error:
                 self.faults.note(self.source.names[index], error)
@@ -80,13 +79,15 @@ def batches(
     seed_offset: int = 0,
     share: Share = Share(),  # noqa: B008
     faults: Faults | None = None,
+    negatives: Negatives | None = None,
 ) -> Iterator[Images]:
     """Yields batches `{"source", "target": uint8[n, crop, crop, 3], "weight": float32[n]}` from `first_step` on, without end.
 
     Each process gets n = `train.batch` / total examples of every batch. The shares of all processes, one after another, are the
     batch that a single process would have got. Another `seed_offset` gives other crops and blemishes of the same images.
+    A share `data.negative_share` of the crops comes from `negatives`, if there are any.
     """
-    crop = Crops(source, config.data, faults or Faults(config.data, len(source)))
+    crop = Crops(source, config.data, faults or Faults(config.data, len(source)), negatives)
     # Shuffled anew in every epoch, and repeated without end.
     examples = grain.MapDataset.range(len(source)).seed(config.train.seed + seed_offset).shuffle().repeat().random_map(crop)
     if config.train.batch % share.total:

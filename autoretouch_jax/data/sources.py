@@ -1,9 +1,8 @@
 """The protocols of a source and of its examples, and an example whose images are in memory.
 
 `source[i]` is one example: its `name`, `height`, `width`, `weight`, a map of where its edit is, and `cut(box)`, which returns
-`{"source", "target"}`, uint8 `[h, w, 3]` each. Clean faces have only `target`, and `regions` where a face is
-found (`faces.py`). The sources are in `folders.py`, `records.py`
-and `tfds_source.py`; `opening.py` chooses among them.
+`{"source", "target"}`, uint8 `[h, w, 3]` each. Clean faces have only `target`, and `regions` where a face is found
+(`face_parts.py`). The sources are in `folders.py`, `records.py` and `tfds_source.py`; `opening.py` chooses among them.
 """
 
 import functools

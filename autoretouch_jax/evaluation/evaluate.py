@@ -11,12 +11,13 @@ import numpy as np
 from tqdm import tqdm
 
 from autoretouch_jax.config.paths import absolute
-from autoretouch_jax.data.faces import find_parts
+from autoretouch_jax.config.schema import Faces
+from autoretouch_jax.data.face_parts import find_living_faces, parts
 from autoretouch_jax.data.sources import Images, Source, whole
 from autoretouch_jax.errors import EXIT_DONE, EXIT_FAILED, BadInput, Refused, summarise
 from autoretouch_jax.evaluation import metrics, report
 from autoretouch_jax.evaluation.lpips import Metric
-from autoretouch_jax.inference.edit import Faces, apply_edit, find_edit
+from autoretouch_jax.inference.edit import apply_edit, find_edit
 from autoretouch_jax.models.folder import Model, load_model
 from autoretouch_jax.runtime import processes, storage
 
@@ -106,7 +107,7 @@ def _measure_pair(
     source, target = pair["source"], pair["target"]
     rows: dict[str, Any] = {}
     edited = metrics.edit_mask(source, target)
-    parts = find_parts(source)
+    face_parts = parts(source, find_living_faces(source))
     for label, model in models.items():
         # All models run while the pair is in memory: decoding takes as long as a small model.
         edit = find_edit(model, source, faces)
@@ -114,7 +115,7 @@ def _measure_pair(
         values = metrics.compare(source, target, output) | metrics.compare_edit(source, target, output)
         ungated = np.clip(source + edit.change, 0, 255).astype(np.uint8)
         values["edit_recovered_ungated"] = metrics.compare_edit(source, target, ungated)["edit_recovered"]
-        values |= metrics.change_by_part(source, output, parts, edited)
+        values |= metrics.change_by_part(source, output, face_parts, edited)
         rows[label] = values | ({"lpips": lpips(output, target)} if lpips else {})
         if pictures:
             folder = pictures / label if len(models) > 1 else pictures

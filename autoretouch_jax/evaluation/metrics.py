@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from skimage.metrics import structural_similarity
 
-from autoretouch_jax.data.faces import PARTS
+from autoretouch_jax.data.face_parts import PARTS
 
 SSIM_WINDOW = 11  # Wang et al. 2004: a Gaussian of sigma 1.5, 11 pixels wide
 
@@ -81,7 +81,7 @@ def compare_untouched(photo: np.ndarray, output: np.ndarray) -> Values:
 def change_by_part(source: np.ndarray, output: np.ndarray, parts: dict[str, np.ndarray], edit: np.ndarray) -> Values:
     """Returns `change_PART`: how much a model changed each part of the faces where the retoucher changed nothing, in 1/255.
 
-    `parts` is what `faces.find_parts` returns. A part without a pixel outside the edit is None; so are all without a face.
+    `parts` is what `face_parts.parts` returns. A part without a pixel outside the edit is None; so are all without a face.
     """
     change = np.abs(output.astype(np.int16) - source).mean(-1)
     outside = {name: parts[name] & ~edit for name in PARTS if name in parts}

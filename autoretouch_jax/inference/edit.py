@@ -3,19 +3,17 @@
 Evaluation, sampling and retouching all use this. Images are uint8 `[H, W, 3]`, RGB, of any size.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from autoretouch_jax.config.networks import Generator
-from autoretouch_jax.data.faces import Face, find_faces
-from autoretouch_jax.inference.tiles import TILE, block_output, network_output
+from autoretouch_jax.config.schema import Faces
+from autoretouch_jax.data.face_parts import find_living_faces
+from autoretouch_jax.data.faces import Face, find_faces, span
+from autoretouch_jax.inference.tiles import block_output, network_output
 from autoretouch_jax.models.folder import Model
-
-# `auto`: what are surely faces, where the model knows the size of the faces it was trained on, else the whole photograph.
-# `all`: also the faces that are less sure. `off`: the whole photograph, as it is.
-Faces = Literal["auto", "all", "off"]
 
 # Within this factor of the trained size a face is not resized, so that the edit keeps every pixel's detail.
 CLOSE_ENOUGH = 1.3
@@ -25,10 +23,10 @@ WINDOW_FADE = 0.15  # share of the ellipse's radius over which the edit fades ou
 
 
 class Edit(NamedTuple):
-    """A network's own edit, before the gate: the change, int16 `[H, W, 3]` in 8-bit levels, and the mask or None.
+    """What a model would change, before gate and dead zone: int16 `[H, W, 3]` in 8-bit levels, faded out around each face.
 
-    The mask, float32 `[H, W]`, is the probability that a pixel needs an edit. `faces` are those that were edited, or None where
-    the network saw the whole photograph.
+    The mask, float32 `[H, W]` or None, is the probability that a pixel needs an edit. `faces` are those that were edited, or
+    None where the network saw the whole photograph.
     """
 
     change: np.ndarray
@@ -47,14 +45,18 @@ def retouch_array(model: Model, image: np.ndarray, strength: float = 1.0, faces:
     return apply_edit(model.config, image, find_edit(model, image, faces), strength)
 
 
-def find_edit(model: Model, image: np.ndarray, faces: Faces = "auto", tile: int = TILE) -> Edit:
-    """Returns what the model would change. Without a face, `auto` and `all` change nothing."""
+def find_edit(model: Model, image: np.ndarray, faces: Faces = "auto") -> Edit:
+    """Returns what the model would change. Without a face, `auto` and `all` change nothing.
+
+    A model that was trained without faces sees the whole photograph in any case.
+    """
     if faces == "off" or model.face_size is None:
-        output, mask = network_output(model, image, tile)
+        output, mask = network_output(model, image)
         # A model that knows faces is stricter where none was looked for: most of a photograph is no skin.
         gate = model.config.gate if model.face_size is None else max(model.config.gate, model.config.gate_off_faces)
         return Edit(output.astype(np.int16) - image, mask, None, gate)
-    return _edit_faces(model, image, find_faces(image, faces), model.face_size)
+    found = find_living_faces(image) if faces == "auto" else find_faces(image, sure=False)
+    return _edit_faces(model, image, found, model.face_size)
 
 
 def apply_edit(config: Generator, image: np.ndarray, edit: Edit, strength: float = 1.0) -> np.ndarray:
@@ -93,10 +95,9 @@ Area = tuple[slice, slice]  # rows and columns
 
 def _window(image: np.ndarray, face: Face) -> tuple[Area, np.ndarray]:
     """Returns the part of the photograph that belongs to a face, and how much each of its pixels does, float32 in [0, 1]."""
-    height, width = image.shape[:2]
     y, up, across = face.y + WINDOW_CENTRE * face.size, WINDOW_HALF_HEIGHT * face.size, WINDOW_HALF_WIDTH * face.size
-    rows = slice(max(0, int(y - up)), min(height, int(y + up) + 1))
-    columns = slice(max(0, int(face.x - across)), min(width, int(face.x + across) + 1))
+    rows = span(y - up, y + up + 1, image.shape[0])
+    columns = span(face.x - across, face.x + across + 1, image.shape[1])
     down = (np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] - y) / up
     right = (np.arange(columns.start, columns.stop, dtype=np.float32)[None, :] - face.x) / across
     return (rows, columns), np.clip((1 - np.hypot(down, right)) / WINDOW_FADE, 0, 1)
@@ -113,12 +114,15 @@ def _scaled_edit(model: Model, image: np.ndarray, area: Area, factor: float) -> 
     small = seen if factor == 1 else _resized(seen, (round(width * factor), round(height * factor)))
     output, mask = block_output(model, small)
     change = output.astype(np.float32) - small
-    if factor != 1:
-        # The edit is brought back, and not the output: what the network leaves alone keeps all of the photograph's detail.
-        change = np.stack([_resized(change[..., channel], (width, height)) for channel in range(3)], -1)
-        mask = mask if mask is None else _resized(mask, (width, height))
-    inside = np.s_[margin : height - margin, margin : width - margin]
-    return change[inside], mask if mask is None else mask[inside]
+    if factor == 1:
+        inside = np.s_[margin : height - margin, margin : width - margin]
+        return change[inside], mask if mask is None else mask[inside]
+    # The edit is resized to the photograph, and not the output: what the network leaves alone keeps all of its detail.
+    across, down = small.shape[1] / width, small.shape[0] / height
+    box = (margin * across, margin * down, (width - margin) * across, (height - margin) * down)
+    size = (width - 2 * margin, height - 2 * margin)
+    change = np.stack([_resized(change[..., channel], size, box) for channel in range(3)], -1)
+    return change, mask if mask is None else _resized(mask, size, box)
 
 
 def _cut(image: np.ndarray, area: Area, margin: int) -> np.ndarray:
@@ -129,8 +133,7 @@ def _cut(image: np.ndarray, area: Area, margin: int) -> np.ndarray:
     return np.pad(image[there], (*missing, (0, 0)), mode="reflect")
 
 
-def _resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 `[h, w, 3]` or float32 `[h, w]` → the same at `(width, height)`."""
-    return np.asarray(
-        Image.fromarray(values).resize((max(1, size[0]), max(1, size[1])), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    )
+def _resized(values: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float] | None = None) -> np.ndarray:
+    """uint8 `[h, w, 3]` or float32 `[h, w]`, or a box (left, top, right, bottom) of it → the same at `(width, height)`."""
+    width, height = max(1, size[0]), max(1, size[1])
+    return np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC, box, reducing_gap=3.0))

@@ -1,5 +1,6 @@
 """Reads photographs and writes them back with their format, profile, EXIF and alpha. The only writer of photographs."""
 
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,15 @@ class Photo:
         return np.ascontiguousarray(pixels.swapaxes(0, 1) if self.orientation >= 5 else pixels)
 
 
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 where there is none or the EXIF is broken."""
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except (SyntaxError, ValueError, struct.error):
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
 def _mirrored(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """The mirroring that is part of an orientation; those from 5 on also exchange rows and columns."""
     rows = -1 if orientation in (3, 4, 7, 8) else 1
@@ -64,8 +74,7 @@ def read_photo(path: Path) -> Photo:
             options["lossless"] = True  # another lossy encoding would change every pixel
         pixels, alpha = split_alpha(image)
         # MPO is a JPEG with a second picture behind it, which the retouched photograph does not keep.
-        orientation = image.getexif().get(ORIENTATION, 1)
-        orientation = orientation if orientation in range(1, 9) else 1
+        orientation = _orientation(image)
         return Photo(pixels, alpha, image.mode in ("L", "LA"), "JPEG" if kind == "MPO" else kind, options, orientation)
 
 

@@ -12,12 +12,15 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from autoretouch_jax.config.paths import PRETRAINED
+from autoretouch_jax.config.schema import Faces
 from autoretouch_jax.data.images import list_images
 from autoretouch_jax.errors import EXIT_DONE, EXIT_FAILED, BadInput, Refused, summarise
-from autoretouch_jax.inference.edit import Edit, Faces, apply_edit, find_edit
-from autoretouch_jax.inference.photo import read_photo, write_photo
+from autoretouch_jax.inference.edit import Edit, apply_edit, find_edit
+from autoretouch_jax.inference.photo import MODES, read_photo, write_photo
 from autoretouch_jax.models.folder import Model, load_model
 from autoretouch_jax.runtime.storage import replacing
+
+SMALLEST_FACE = 32  # pixels to which faces may be brought; in smaller ones no blemish is left
 
 
 class Retoucher:
@@ -33,18 +36,21 @@ class Retoucher:
         `face_size` is the size in pixels to which faces are brought, by default the one that the model was trained at. Raises
         Refused when there is no such model, or the size is not positive.
         """
-        if face_size is not None and not face_size > 0:
-            raise Refused(f"--face-size {face_size}: must be positive; leave it out for the size that the model was trained at")
+        if face_size is not None and not face_size >= SMALLEST_FACE:
+            advice = "leave it out for the size that the model was trained at"
+            raise Refused(f"--face-size {face_size}: must be at least {SMALLEST_FACE} pixels; {advice}")
         loaded = load_model(model)
         return cls(dataclasses.replace(loaded, face_size=face_size or loaded.face_size))
 
     def __call__(self, image: Any, strength: float = 1.0, faces: Faces = "auto") -> np.ndarray:
         """Returns the retouched image, `uint8[H, W, 3]`. `image` is such an array, or a Pillow image, which is turned upright.
 
-        `strength` 0 leaves it as it is. `faces` is `auto`, `all` (also faces that are less sure) or `off` (the whole image).
-        Raises BadInput for an array of another kind.
+        `strength` 0 leaves it as it is. `faces` is `auto`, `all` (also faces of which the detector is less sure) or
+        `off` (the whole image). Raises BadInput for an image of another kind.
         """
         if isinstance(image, Image.Image):
+            if image.mode not in MODES:
+                raise BadInput(f"the image has {image.mode} pixels; convert it to 8-bit RGB first")
             image = ImageOps.exif_transpose(image).convert("RGB")
         pixels = np.asarray(image)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
@@ -106,6 +112,8 @@ def _plan(photos: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     """Returns `(photo, destination)` of every file. A folder stands for all images below it. No photo may be overwritten."""
     paths: list[Path] = []
     for photo in photos:
+        if photo.is_dir() and ((photo / "model.json").is_file() or (photo / "model").is_dir()):
+            raise Refused(f"photo {photo}: is a model; name it with --model {photo}")
         if photo.is_dir():
             paths += list_images(photo)
         elif photo.is_file():

@@ -14,7 +14,8 @@ from autoretouch_jax.models.pixels import to_float, to_uint8
 from autoretouch_jax.runtime import devices
 
 TILE = 512  # largest side of a tile without its halo, so that memory stays bounded whatever the photo's size
-BLOCK_STEP, LARGEST_BLOCK = 128, 1 << 22  # the sides of a block are multiples of the one, its pixels at most the other
+BLOCK_STEP = 128  # the sides of a block are multiples of this, so that few sizes are compiled
+LARGEST_BLOCK = 1 << 20  # pixels of a block that is computed in one piece
 TILE_STEP = 64  # tiles of smaller images have a multiple of this as their side, so that few shapes are compiled
 
 
@@ -59,7 +60,7 @@ def block_output(model: Model, block: np.ndarray) -> tuple[np.ndarray, np.ndarra
         return network_output(model, block)
     # Few sizes, because each is compiled once.
     step = max(BLOCK_STEP, model.config.grid)
-    filled = np.pad(block, ((0, -height % step), (0, -width % step), (0, 0)), mode="edge")
+    filled = _mirror(block, 0, -height % step, -width % step)
     ((output, mask),) = _on_all_devices(model, [filled])
     return output[:height, :width], mask if mask is None else mask[:height, :width]
 

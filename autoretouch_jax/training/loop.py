@@ -230,7 +230,7 @@ def _describe(trainer: Trainer, state: State, first: int) -> str:
 def _sample_examples(trainer: Trainer, faults: pipeline.Faults) -> dict[str, np.ndarray]:
     """Returns a few training crops, the same for the whole life of the run, so that pictures can be compared."""
     collected: list[dict[str, np.ndarray]] = []
-    batches = pipeline.batches(trainer.source, trainer.config, 0, seed_offset=1, faults=faults)
+    batches = pipeline.batches(trainer.source, trainer.config, 0, seed_offset=1, faults=faults, negatives=trainer.negatives)
     while sum(len(batch["source"]) for batch in collected) < SAMPLES:
         collected.append(next(batches))
     return {name: np.concatenate([batch[name] for batch in collected])[:SAMPLES] for name in collected[0]}

@@ -11,6 +11,7 @@ import numpy as np
 from autoretouch_jax.config import Config
 from autoretouch_jax.config.validation import validate
 from autoretouch_jax.data import pipeline
+from autoretouch_jax.data.negatives import open_negatives
 from autoretouch_jax.data.opening import open_source, typical_face_size
 from autoretouch_jax.models.folder import load_model
 from autoretouch_jax.runtime import devices, processes
@@ -28,7 +29,7 @@ class Trainer:
         """
         validate(config)
         self.mesh = devices.make_mesh(config.parallel, config.train.batch)
-        self.source = open_source(config.data)
+        self.source, self.negatives = open_source(config.data), open_negatives(config.data)
         self.config = config = _with_steps(config, len(self.source))
         start = start or config.train.start_from
         self.start = load_model(start) if start else None
@@ -40,7 +41,7 @@ class Trainer:
 
     @functools.cached_property
     def face_size(self) -> float | None:
-        """The size of the faces that the network sees in training, in pixels; None where the first images have none."""
+        """The usual size of the faces that the network sees in training, in pixels, or None: see `typical_face_size`."""
         return typical_face_size(self.source, self.config.data)
 
     def init(self) -> State:
@@ -51,7 +52,7 @@ class Trainer:
     def batches(self, first_step: int, faults: pipeline.Faults | None = None) -> Iterator[Any]:
         """Yields this process's share of each batch, from a step on. Examples that cannot be read are noted in `faults`."""
         share = pipeline.Share(processes.index(), processes.count())
-        return pipeline.batches(self.source, self.config, first_step, share=share, faults=faults)
+        return pipeline.batches(self.source, self.config, first_step, share=share, faults=faults, negatives=self.negatives)
 
     def put(self, batch: Any, stop_requested: bool = False) -> Any:
         """Puts this process's share of a batch on its devices.
