@@ -50,8 +50,8 @@ def save_model(folder: Any, model: Model, step: int) -> None:
         "face_size": model.face_size,
         # For whoever runs the weights with other software.
         "input": "NHWC float32 RGB, uint8 / 127.5 - 1",
-        "faces": "resize the photograph so that a face measures face_size from brows to chin, and the change back; where faces are "
-        "not looked for, the gate is the larger of generator.gate and generator.gate_off_faces, where it has them",
+        "faces": "resize the photograph so that a face measures face_size from brows to chin, and the change back; where faces "
+        "are not looked for, the gate is the larger of generator.gate and generator.gate_off_faces, where it has them",
         "output": "the same; clip to [-1, 1], (x + 1) * 127.5, round to uint8; then keep the input's pixel where the mask's "
         "probability is below generator.gate, or no channel changed by more than generator.dead_zone, where it has them",
     }
