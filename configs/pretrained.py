@@ -23,11 +23,11 @@ config = Config(
         degrade=0.4,
         negative_share=0.3,
         blemish=BlemishConfig(
-            per_megapixel=(250.0, 4000.0), radius=(0.7, 5.5), patch=(5.0, 34.0), strength=(0.1, 0.9), hollows=0.7
+            per_megapixel=(250.0, 4000.0), radius=(0.7, 5.5), patch=(5.0, 34.0), strength=(0.1, 0.9), hollows=0.6
         ),
     ),
     optim=OptimConfig(
         generator_optimizer="muon", generator_lr=2e-3, beta1=0.9, warmup_steps=100, decay_share=0.6, clip_norm=5.0, ema=0.999
     ),
-    train=TrainConfig(steps=30_000, batch=4, checkpoint_every=500, log_every=50, sample_every=2000),
+    train=TrainConfig(steps=12_000, batch=4, checkpoint_every=500, log_every=50, sample_every=2000),
 )

@@ -22,7 +22,7 @@ PALETTE = {
     "pale": ((1.05, 1.05, 1.0), (1.5, 1.5, 1.5)),
 }
 # For each family its share of the blemishes. Shadows below the eyes are drawn once a crop: `blemish.hollows`.
-FAMILY_SHARES = {"spot": 0.24, "pimple": 0.22, "mark": 0.21, "mole": 0.1, "freckles": 0.04, "line": 0.03, "patch": 0.16}
+FAMILY_SHARES = {"spot": 0.25, "pimple": 0.22, "mark": 0.22, "mole": 0.1, "freckles": 0.04, "line": 0.03, "patch": 0.14}
 
 
 class Canvas(NamedTuple):

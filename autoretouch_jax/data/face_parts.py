@@ -16,7 +16,7 @@ EYES = ((-0.2, -0.22, 0.12, 0.06), (0.2, -0.22, 0.12, 0.06))
 BROWS = ((-0.2, -0.34, 0.15, 0.05), (0.2, -0.34, 0.15, 0.05))
 NOSTRILS = ((0.0, 0.06, 0.11, 0.035),)
 MOUTH = ((0.0, 0.2, 0.19, 0.1),)
-UNDER_EYES = ((-0.2, -0.125, 0.14, 0.055), (0.2, -0.125, 0.14, 0.055))
+UNDER_EYES = ((-0.2, -0.125, 0.12, 0.055), (0.2, -0.125, 0.12, 0.055))
 HEAD = ((0.0, -0.1, 0.62, 0.9),)
 SKIN_AROUND = ((0.0, 0.17, 0.62, 0.9),)
 
@@ -40,7 +40,7 @@ def regions(image: np.ndarray, faces: list[Face]) -> np.ndarray:
     for face in faces:
         rows, columns, offsets = _around(image, face)
         skin = _skin(image[rows, columns], face, offsets)
-        hollow = _cover(offsets, UNDER_EYES, soft=True) * skin
+        hollow = _hollow(offsets) * skin
         view = result[rows, columns]
         np.maximum(view, np.rint(255 * np.stack([skin, hollow], -1)).astype(np.uint8), out=view)
     return result
@@ -81,11 +81,18 @@ def _around(image: np.ndarray, face: Face) -> tuple[slice, slice, Offsets]:
     return rows, columns, (down, right)
 
 
-def _cover(offsets: Offsets, ellipses: tuple[tuple[float, float, float, float], ...], soft: bool = False) -> np.ndarray:
-    """`float32[h, w]`: 1 inside one of the ellipses and 0 outside. `soft` falls from 1 at a centre like a bell."""
+def _cover(offsets: Offsets, ellipses: tuple[tuple[float, float, float, float], ...]) -> np.ndarray:
+    """`float32[h, w]`: 1 inside one of the ellipses and 0 outside."""
     down, right = offsets
-    nearest = np.min([((right - x) / a) ** 2 + ((down - y) / b) ** 2 for x, y, a, b in ellipses], axis=0)
-    return np.exp(-nearest) if soft else (nearest < 1).astype(np.float32)
+    inside = [((right - x) / a) ** 2 + ((down - y) / b) ** 2 < 1 for x, y, a, b in ellipses]
+    return np.any(inside, axis=0).astype(np.float32)
+
+
+def _hollow(offsets: Offsets) -> np.ndarray:
+    """`float32[h, w]`: 1 in the middle of the hollow below an eye. It fades like a bell, and ends at the corners of the eye."""
+    down, right = offsets
+    distance = [((right - x) / a) ** 4 + ((down - y) / b) ** 2 for x, y, a, b in UNDER_EYES]
+    return np.exp(-np.min(distance, axis=0))
 
 
 def _chroma(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
