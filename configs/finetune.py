@@ -9,7 +9,7 @@ model knows; most crops are placed where you have edited.
 from autoretouch_jax.config import Config, DataConfig, LossConfig, OptimConfig, Retouch, TrainConfig
 
 config = Config(
-    generator=Retouch(width=32, widest=2, levels=4, blocks=1, gate=0.3, gate_off_faces=0.7),
+    generator=Retouch(width=32, widest=2, levels=4, blocks=1, gate=0.3, gate_off_faces=0.85),
     loss=LossConfig(
         pixel="l1", pixel_weight=100.0, edit_weight=5.0, mask_weight=8.0, adversarial_weight=0.0, perceptual_weight=0.0
     ),

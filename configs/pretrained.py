@@ -10,7 +10,7 @@ It continues `configs/portraits.py`, for longer and with more uneven light.
 from autoretouch_jax.config import BlemishConfig, Config, DataConfig, LossConfig, OptimConfig, Retouch, TrainConfig
 
 config = Config(
-    generator=Retouch(width=32, widest=2, levels=4, blocks=1, gate=0.3, gate_off_faces=0.7),
+    generator=Retouch(width=32, widest=2, levels=4, blocks=1, gate=0.3, gate_off_faces=0.85),
     loss=LossConfig(
         pixel="l1", pixel_weight=100.0, edit_weight=5.0, mask_weight=8.0, adversarial_weight=0.0, perceptual_weight=0.0
     ),
@@ -29,5 +29,5 @@ config = Config(
     optim=OptimConfig(
         generator_optimizer="muon", generator_lr=2e-3, beta1=0.9, warmup_steps=100, decay_share=0.6, clip_norm=5.0, ema=0.999
     ),
-    train=TrainConfig(steps=12_000, batch=4, checkpoint_every=500, log_every=50, sample_every=2000),
+    train=TrainConfig(steps=10_500, batch=4, checkpoint_every=500, log_every=50, sample_every=2000),
 )

@@ -71,6 +71,11 @@ def test_a_statue_in_a_coloured_photograph_is_no_face():
     assert find_living_faces(statue) == []
 
 
+def test_a_face_under_green_light_is_a_face():
+    green = np.clip(hopper() * np.array([0.75, 1.05, 0.8]), 0, 255).astype(np.uint8)
+    assert len(find_living_faces(green)) == 1
+
+
 def test_threads_may_look_at_once():
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(find_faces, [skimage_data.astronaut()] * 8))

@@ -7,6 +7,7 @@ from autoretouch_jax.data.faces import Face, find_faces, span
 
 PARTS = ("skin", "eyes", "mouth", "hair", "background")  # see `parts`
 COLOURLESS = 3.0  # the mean difference of red and blue, in levels, below which a photograph is black and white
+REDDER, STRIDE = 0.005, 8  # how much redder than the photograph it is at least; every 8th pixel is enough to tell
 LEAST_RED = 0.012  # how much more red than green there is in skin, in shares of all light; a statue has less
 SKIN_CHROMA = 0.05  # the distance, in shares of red and green, within which a colour counts as a face's skin
 
@@ -27,8 +28,12 @@ def find_living_faces(image: np.ndarray) -> list[Face]:
     # In a black-and-white photograph every face is grey.
     if not faces or np.abs(image[..., 0].astype(np.int16) - image[..., 2]).mean() < COLOURLESS:
         return faces
+    chroma = _chroma(image[::STRIDE, ::STRIDE])[0]
+    usual = float(np.median(chroma[..., 0] - chroma[..., 1]))
     colours = [(face, skin_colour(image, face)) for face in faces]
-    return [face for face, colour in colours if colour is not None and colour[0] - colour[1] > LEAST_RED]
+    # Under green or blue light skin is not red, but still redder than what is around it.
+    least = min(LEAST_RED, usual + REDDER)
+    return [face for face, colour in colours if colour is not None and colour[0] - colour[1] > least]
 
 
 def regions(image: np.ndarray, faces: list[Face]) -> np.ndarray:

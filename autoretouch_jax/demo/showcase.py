@@ -19,7 +19,7 @@ from autoretouch_jax.models.folder import Model, load_model
 PHOTOGRAPHS = Path(__file__).parent / "photographs"
 CREDITS = ("Eileen Collins, NASA, public domain", "telephone photographs: webmorphR.stim, CC0")
 SIDE, MARGIN = 420, 30  # of a picture, in pixels, and the height of the titles above the columns
-TITLES = ("before", "this demo's model", "the model in the box", f"its change × {AMPLIFY}")
+TITLES = ("before", "this demo's model", "the model in the box", f"its change, {AMPLIFY} times")
 
 
 def side_by_side(model: Model) -> np.ndarray:
