@@ -15,7 +15,9 @@ from autoretouch_jax.data.blemishes import add_blemishes
 from autoretouch_jax.demo import faces
 
 SIDE = 160
-BLEMISHES = BlemishConfig(per_megapixel=(500.0, 900.0), radius=(2.0, 6.0), strength=(0.6, 0.95), clean_share=0.0)
+BLEMISHES = BlemishConfig(
+    per_megapixel=(500.0, 900.0), radius=(2.0, 6.0), patch=(4.0, 9.0), strength=(0.6, 0.95), clean_share=0.0
+)
 CLEAN = 8
 
 
