@@ -1,9 +1,9 @@
-"""The model in the box, tuned to a few before/after pairs of your own: twenty are enough to see your taste in the result.
+"""The model in the box, tuned to a few before/after pairs of your own. benchmarks/README.md measures twenty.
 
     autoretouch train configs/finetune.py --data.source BEFORE --data.target AFTER --workdir runs/taste
 
-The network and the size of the faces must be those of `configs/pretrained.py`. A low learning rate and few steps keep what the
-model knows; most crops are placed where you have edited.
+The network and the size of the faces must be those of `configs/pretrained.py`. The learning rate is half
+of that in training; most crops are placed where you have edited.
 """
 
 from autoretouch_jax.config import Config, DataConfig, LossConfig, OptimConfig, Retouch, TrainConfig

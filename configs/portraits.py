@@ -6,8 +6,8 @@ FACES are portraits of many people. PHOTOS, which may be left out, are photograp
 flowers, houses, people far away. Without them, drawn patterns alone teach the network what to leave alone.
 
 Faces are found and brought to one size, so that a blemish has the same size in every photograph. `retouch` does the same.
-The config takes before/after pairs too, `--data.source BEFORE --data.target AFTER`. Pairs show by
-themselves what to leave alone, so they need no negatives, as long as they come from as many places as what is to be retouched.
+The config takes before/after pairs too, `--data.source BEFORE --data.target AFTER`. Pairs show by themselves what to leave
+alone, so they need no negatives, as long as they come from as many places as what is to be retouched.
 
 Only the pixel and the mask loss are used. The edit is resized to the photograph, so its texture is the photograph's, and 9000
 steps fit into the time that 6000 take with the adversarial and the perceptual loss. To add them, which needs a VGG, take

@@ -2,7 +2,7 @@
 scars, discoloured patches, and shadows below the eyes.
 
 All randomness comes from the generator passed in. Images are uint8 `[H, W, 3]`; pixels outside every blemish come back
-bit-identical. Where the parts of the face are known (`faces.regions`), blemishes lie on bare skin alone, and not on hair, lips,
+bit-identical. Where the skin is known (`face_parts.regions`), blemishes lie on bare skin alone, and not on hair, lips,
 eyes or cloth. The families and their ranges are ours. They are broad on purpose, so that the network also learns to remove
 blemishes that this file does not draw.
 """
@@ -37,7 +37,7 @@ def add_blemishes(
 ) -> np.ndarray:
     """`uint8[H, W, 3]` → the blemished image, of the same shape. Blemishes are centred on skin; without skin there are none.
 
-    `regions` is what `faces.regions` returns for the image. Without it, blemishes are centred on pixels of any skin's colour.
+    `regions` is what `face_parts.regions` returns. Without it, blemishes are centred on pixels of any skin's colour.
     """
     # A network that never sees clean skin learns that every crop must be changed.
     if rng.random() < config.clean_share:

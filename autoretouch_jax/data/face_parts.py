@@ -11,7 +11,8 @@ REDDER, STRIDE = 0.005, 8  # how much redder than the photograph it is at least;
 LEAST_RED = 0.012  # how much more red than green there is in skin, in shares of all light; a statue has less
 SKIN_CHROMA = 0.05  # the distance, in shares of red and green, within which a colour counts as a face's skin
 
-# Ellipses in units of the face's size, from its centre: (right, down, half width, half height). Measured on 122 portraits.
+# Ellipses in units of the face's size, from its centre: (right, down, half width, half height). Set by eye on twenty
+# portraits; over 122 of them the size of the face varied by 5 %.
 CHEEKS_AND_FOREHEAD = ((-0.22, 0.03, 0.08, 0.07), (0.22, 0.03, 0.08, 0.07), (0.0, -0.4, 0.1, 0.06))
 EYES = ((-0.2, -0.22, 0.12, 0.06), (0.2, -0.22, 0.12, 0.06))
 BROWS = ((-0.2, -0.34, 0.15, 0.05), (0.2, -0.34, 0.15, 0.05))

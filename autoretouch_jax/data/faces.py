@@ -1,4 +1,4 @@
-"""Finds faces in photographs, and where their skin is. The only importer of dlib.
+"""Finds faces in photographs. The only importer of dlib.
 
 The detector (histograms of oriented gradients, Dalal and Triggs 2005; King 2015) is compiled into dlib, so nothing is
 downloaded. benchmarks/README.md compares it with three others. Images are uint8 `[H, W, 3]`, RGB. A face's size is the side of

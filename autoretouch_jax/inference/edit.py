@@ -62,7 +62,7 @@ def find_edit(model: Model, image: np.ndarray, faces: Faces = "auto") -> Edit:
 def apply_edit(config: Generator, image: np.ndarray, edit: Edit, strength: float = 1.0) -> np.ndarray:
     """Adds the edit to the image, on 8-bit levels, except where the image is to be left alone.
 
-    A pixel is left alone, bit-identical, when its mask is below the network's gate, or when no channel would change by more
+    A pixel is left alone, bit-identical, when its mask is below the edit's gate, or when no channel would change by more
     than the dead zone.
     """
     # On 8-bit levels, so that an unchanged pixel is unchanged in the file too.
