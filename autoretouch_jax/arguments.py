@@ -181,6 +181,9 @@ class ConvertArguments:
     """A .pth state dict (read without executing it) or .npz: pix2pix' U-Net, pix2pixHD's global generator or local enhancer."""
     out: Path
     """The model folder to write. evaluate and retouch take it."""
+    test_mode: Literal["eval", "train"] = "eval"
+    """For pix2pix: how the model retouches. `eval` uses the moving averages and no dropout, as the authors' code does with
+    --eval. `train` uses the photograph's own statistics and dropout, as it does by default. model.json states it."""
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def _convert(argv: Argv) -> int:
     from autoretouch_jax.models.pytorch_import import import_generator
     from autoretouch_jax.models.weights_file import read_arrays
 
-    config, variables = import_generator(read_arrays(arguments.weights))
+    config, variables = import_generator(read_arrays(arguments.weights), arguments.test_mode)
     # A U-Net with instance norm can be read, but is another network: compare the shapes before anything is written.
     folder.check_shapes(arguments.weights, config, variables)
     folder.save_model(arguments.out, folder.Model(config, variables), 0)

@@ -3,16 +3,17 @@
     autoretouch train configs/pix2pixhd_local.py --train.start-from runs/global \\
         --data.source BEFORE --data.target AFTER --workdir runs/local
 
-For the first `--optim.global-frozen-steps` the global generator is frozen, then both are trained. The published scripts freeze
-it for a tenth of the epochs: set the key to as many steps as 10 passes over your pairs make. The global generator is twice as
-wide as the enhancer: train the one to start from with `--generator.width 64`, the default.
+For the first tenth of the run the global generator is frozen, then both are trained: 10 of 100 passes, as in the authors'
+script for cards of 24 GB. Their script for 12 GB makes 200 passes, 20 of them frozen: `--train.epochs 200`. The global
+generator is twice as wide as the enhancer: train the one to start from with `--generator.width 64`, the default. Where
+`--train.start-from` is a run with its checkpoints, its discriminators come along, as in the authors' code.
 """
 
 from autoretouch_jax.config import Config, DataConfig, LossConfig, OptimConfig, PatchGAN, Pix2PixHDLocal, TrainConfig
 
 config = Config(
     generator=Pix2PixHDLocal(),
-    discriminator=PatchGAN(norm="instance", scales=3, padding=2),
+    discriminator=PatchGAN(norm="instance", widest=512, scales=3, padding=2),
     loss=LossConfig(
         pixel_weight=0.0,
         adversarial="lsgan",
@@ -26,8 +27,6 @@ config = Config(
         vgg_input="raw",
     ),
     data=DataConfig(crop=1024),
-    optim=OptimConfig(
-        generator_lr=2e-4, discriminator_lr=2e-4, beta1=0.5, decay_share=0.5, global_frozen_steps=20_000, ema=0.0
-    ),
-    train=TrainConfig(steps=0, epochs=100, batch=1),
+    optim=OptimConfig(generator_lr=2e-4, discriminator_lr=2e-4, beta1=0.5, decay_share=0.5, global_frozen_share=0.1, ema=0.0),
+    train=TrainConfig(steps=0, update_order="generator_first", epochs=100, batch=1),
 )

@@ -23,7 +23,7 @@ from autoretouch_jax.demo import faces
 # In this order, because later pages use what earlier ones have made.
 PAGES = ["docs/training.md", "docs/data.md", "README.md", "docs/metrics.md", "docs/planning.md", "docs/sweeps.md",
          "docs/many_devices.md"]  # fmt: skip
-OTHER_PAGES = ["docs/exit_statuses.md", "docs/extending.md"]
+OTHER_PAGES = ["docs/exit_statuses.md", "docs/published.md", "docs/extending.md"]
 SMALL = {
     "autoretouch": {"width": 4, "blocks": 1},
     "retouch": {"width": 4, "levels": 2, "blocks": 1},

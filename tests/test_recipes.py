@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from autoretouch_jax.errors import Refused
 from autoretouch_jax.models.outputs import GeneratorOutput
 from autoretouch_jax.models.vgg import preprocess
 from autoretouch_jax.training import losses
+from autoretouch_jax.training.checkpoints import read_discriminator
 from autoretouch_jax.training.trainer import Trainer
 
 TINY_D = ["--discriminator.width", "4"]
@@ -85,16 +87,23 @@ def test_one_table_with_all_of_them(runs, module_pairs, tmp_path, capsys):
 
 def test_the_local_enhancer_starts_from_a_global_generator_that_is_frozen_at_first(runs, module_pairs, tmp_path):
     small = ["--generator.width", "2", "--generator.downs", "2", "--generator.global-blocks", "1", "--data.crop", "48"]
-    arguments = [*small, "--generator.local-blocks", "1", "--discriminator.scales", "2", *SMALL["pix2pixhd"][8:]]
+    # The discriminators stay as they were, so that it shows where they come from.
+    small += ["--generator.local-blocks", "1", "--optim.discriminator-lr", "1e-30"]
+    arguments = [*small, *SMALL["pix2pixhd"][8:]]
     data = ["--data.source", str(module_pairs[0]), "--data.target", str(module_pairs[1]), "--train.batch", "1"]
     start = ["--train.start-from", str(runs["pix2pixhd"]), "--train.steps", "4", "--parallel.devices", "1"]
     trained = flat_global(runs["pix2pixhd"])
-    for frozen, moved in (("4", False), ("2", True)):
+    for frozen, moved in (("1.0", False), ("0.5", True)):
         run = tmp_path / frozen
         command = ["train", "configs/pix2pixhd_local.py", *arguments, *data, *start, "--workdir", str(run)]
-        assert cli.main([*command, "--optim.global-frozen-steps", frozen]) == 0
+        assert cli.main([*command, "--optim.global-frozen-share", frozen]) == 0
         changed = any((value != trained[key]).any() for key, value in flat_global(run).items())
         assert changed == moved
+        theirs, ours = (read_discriminator(run / "checkpoints") for run in (runs["pix2pixhd"], run))
+        assert sorted(ours) == ["scale0", "scale1", "scale2"]
+        for scale in theirs:  # numbered from the finest: the coarsest of two is the coarsest of three
+            same = jax.tree.map(np.array_equal, theirs[scale], ours[f"scale{int(scale[-1]) + 1}"])
+            assert all(jax.tree.leaves(same)), scale
 
 
 def flat_global(run: Path) -> dict[str, np.ndarray]:
@@ -175,7 +184,7 @@ def test_the_adversarial_weight_ramps_in(small_config):
     [
         ({"loss": {"feature_matching_weight": 1.0}}, "--loss.feature-matching-weight"),
         ({"loss": {"mask_weight": 1.0}}, "--loss.mask-weight"),
-        ({"optim": {"global_frozen_steps": 3}}, "--optim.global-frozen-steps"),
+        ({"optim": {"global_frozen_share": 0.1}}, "--optim.global-frozen-share"),
         ({"loss": {"perceptual_weight": 1.0, "perceptual_layer_weights": (1.0,)}}, "--loss.perceptual-layer-weights"),
         ({"data": {"resize": 16}}, "--data.resize"),
         ({"train": {"steps": 0}}, "--train.epochs"),

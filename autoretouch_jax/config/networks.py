@@ -12,6 +12,7 @@ Every generator's description also says what is needed to apply it to a photogra
 * `gate_off_faces`: the same where the whole photograph is retouched and not its faces, if it is higher.
 * `dead_zone`: the largest change, in 8-bit levels, that is not applied.
 * `predicts_mask`: whether the network also predicts where to edit.
+* `test_mode`: whether it is applied as in evaluation, or as in training, with the photograph's own statistics and dropout.
 * `global_generator`: the description of the generator that it contains and can start from, or None.
 """
 
@@ -46,6 +47,7 @@ class AutoRetouch:
     gate: ClassVar[float] = 0.0
     gate_off_faces: ClassVar[float] = 0.0
     predicts_mask: ClassVar[bool] = False
+    test_mode: ClassVar[str] = "eval"
     global_generator: ClassVar[None] = None
 
     @property
@@ -84,6 +86,7 @@ class Retouch:
     """When retouching, pixels that would change by at most this many 8-bit levels in every channel stay as they are."""
 
     predicts_mask: ClassVar[bool] = True
+    test_mode: ClassVar[str] = "eval"
     global_generator: ClassVar[None] = None
 
     @property
@@ -113,6 +116,9 @@ class Pix2Pix:
     norm: Literal["batch", "none"] = "batch"
     dropout: float = 0.5
     """Rate in training, in the first decoder layers after the innermost one: three in the U-Net-256, as published."""
+    test_mode: Literal["eval", "train"] = "eval"
+    """How photographs are retouched. `eval`: with moving averages and without dropout, the authors' `--eval`. `train`: with the
+    photograph's own statistics and dropout, the authors' default."""
 
     gate: ClassVar[float] = 0.0
     gate_off_faces: ClassVar[float] = 0.0
@@ -144,6 +150,7 @@ class Pix2PixHDGlobal:
     gate_off_faces: ClassVar[float] = 0.0
     dead_zone: ClassVar[int] = 0
     predicts_mask: ClassVar[bool] = False
+    test_mode: ClassVar[str] = "eval"
     global_generator: ClassVar[None] = None
     receptive_radius: ClassVar[None] = None  # instance norm averages over the whole image
 
@@ -172,6 +179,7 @@ class Pix2PixHDLocal:
     gate_off_faces: ClassVar[float] = 0.0
     dead_zone: ClassVar[int] = 0
     predicts_mask: ClassVar[bool] = False
+    test_mode: ClassVar[str] = "eval"
     receptive_radius: ClassVar[None] = None  # instance norm averages over the whole image
 
     @property
@@ -203,7 +211,9 @@ class PatchGAN:
 
     network: Literal["patchgan"] = "patchgan"
     width: int = 64
-    """Channels of the first layer. Each layer doubles them, up to eight times this number."""
+    """Channels of the first layer. Each layer doubles them."""
+    widest: int = 0
+    """The largest number of channels of a layer: 512 in pix2pixHD. 0 is eight times `width`, as in pix2pix."""
     layers: int = 3
     """Stride-2 convolutions: 3 gives the receptive field of 70 pixels."""
     norm: Literal["batch", "instance", "none"] = "batch"
@@ -222,7 +232,9 @@ GENERATORS: dict[str, Any] = {kind.network: kind for kind in get_args(Generator)
 
 
 # Fields that models of an earlier version lack, with the values that say what these models did.
-ADDED_SINCE: dict[str, dict[str, Any]] = {"retouch": {"gate_off_faces": 0.0}}
+ADDED_SINCE: dict[str, dict[str, Any]] = {"retouch": {"gate_off_faces": 0.0}, "pix2pix": {"test_mode": "eval"}}
+# Fields that act only when retouching: networks that differ in them alone have the same weights.
+RETOUCHING_ONLY = ("gate", "gate_off_faces", "dead_zone", "test_mode")
 
 
 def generator_from_json(description: Mapping[str, Any]) -> Generator:

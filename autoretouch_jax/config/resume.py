@@ -7,8 +7,8 @@ from typing import Any
 from autoretouch_jax.config.schema import Config
 from autoretouch_jax.errors import Refused
 
-# Keys that may change on resume. `train.steps` changes only the decay of the learning rate; `ParallelConfig` says what its
-# keys change.
+# Keys that may change on resume. `train.steps` changes the decay of the learning rate, and how long a global generator is
+# frozen; `ParallelConfig` says what its keys change.
 MAY_CHANGE_ON_RESUME = (
     "train.steps",
     "train.checkpoint_every",

@@ -159,8 +159,9 @@ class OptimConfig:
     """Share of `train.steps`, at the end, over which the learning rate falls to zero."""
     clip_norm: float = 0.0
     """Clip each network's gradient to this norm. 0 does not clip."""
-    global_frozen_steps: int = 0
-    """For pix2pixHD's local enhancer: steps during which its global generator is not trained."""
+    global_frozen_share: float = 0.0
+    """For pix2pixHD's local enhancer: share of `train.steps`, at the start, during which its global generator is not trained.
+    Then the generator's optimizer begins anew."""
     ema: float = 0.999
     """Decay of the generator's moving average per step, warmed up. 0 keeps none: the model then has the trained weights."""
 
@@ -172,11 +173,14 @@ class TrainConfig:
     # The number of steps is ours.
     steps: int = 100_000
     """Optimizer steps. 0: as many as `epochs` passes over the data make."""
+    update_order: Literal["discriminator_first", "generator_first"] = "discriminator_first"
+    """`discriminator_first`: the generator learns through the discriminator that this step has updated, as in pix2pix.
+    `generator_first`: through the one from before the step, as in pix2pixHD."""
     epochs: int = 0
     """Passes over the data. It counts only where `steps` is 0."""
     start_from: str | None = None
     """A run or model/ folder whose weights the generator starts with, or `pretrained`, the model in the box: for fine-tuning.
-    For pix2pixHD's local enhancer, a trained global generator."""
+    For pix2pixHD's local enhancer, a trained global generator. A run's discriminator comes along where it fits."""
     batch: int = 8
     """Images per step over all devices."""
     seed: int = 0

@@ -15,7 +15,7 @@ AT_LEAST_ONE = (
 )  # fmt: skip
 NOT_NEGATIVE = (
     "generator.blocks", "generator.global_blocks", "generator.local_blocks", "generator.dead_zone", "optim.warmup_steps",
-    "optim.clip_norm", "optim.global_frozen_steps", "parallel.devices", "parallel.processes", "parallel.process",
+    "optim.clip_norm", "parallel.devices", "parallel.processes", "parallel.process",
     "train.seed", "train.steps", "train.epochs",
     "data.resize", "data.colour", "loss.edit_weight_steps", "loss.pixel_weight", "loss.adversarial_weight",
     "data.face_size", "data.light",
@@ -25,6 +25,7 @@ POSITIVE = ("optim.generator_lr", "optim.discriminator_lr", "loss.edit_weight")
 BELOW_ONE = ("optim.beta1", "optim.beta2", "optim.ema", "generator.dropout")
 SHARES = (
     "optim.decay_share",
+    "optim.global_frozen_share",
     "data.blemish.clean_share",
     "data.blemish.hollows",
     "data.on_skin",
@@ -67,9 +68,9 @@ def validate(config: Config) -> None:
 def _validate_run(config: Config) -> None:
     if not config.train.steps and not config.train.epochs:
         raise Refused("--train.steps and --train.epochs are both 0: nothing would be trained; give one of them")
-    if config.optim.global_frozen_steps and config.generator.global_generator is None:
+    if config.optim.global_frozen_share and config.generator.global_generator is None:
         name = config.generator.network
-        raise Refused(f"--optim.global-frozen-steps: network {name} has no global generator inside; set it to 0")
+        raise Refused(f"--optim.global-frozen-share: network {name} has no global generator inside; set it to 0")
 
 
 def _validate_crop(config: Config) -> None:

@@ -68,7 +68,13 @@ def block_output(model: Model, block: np.ndarray) -> tuple[np.ndarray, np.ndarra
 # Compiled once for each network and shape of a tile.
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(config: Generator, variables: dict, tiles: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    output = generator_output(make_generator(config).apply(variables, to_float(tiles)))
+    module, images = make_generator(config), to_float(tiles)
+    if config.test_mode == "train":
+        # The same key for every photograph, so that a photograph comes out the same each time.
+        rngs = {"dropout": jax.random.key(0)}
+        output = generator_output(module.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)[0])
+    else:
+        output = generator_output(module.apply(variables, images))
     mask = None if output.mask_logits is None else jax.nn.sigmoid(output.mask_logits[..., 0])
     return to_uint8(output.image), mask
 

@@ -10,10 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from autoretouch_jax.config import networks
-from autoretouch_jax.models.layers import Remat, batch_norm, contrast_init, leaky, rematerialised, upsample_nearest
+from autoretouch_jax.models.layers import BatchNorm, Remat, contrast_init, leaky, rematerialised, upsample_nearest
 
-BATCH_NORM_EPSILON = 1e-3  # Keras' default
-BATCH_NORM_MOMENTUM = 0.8  # the reference implementation's, which its moving averages confirm
+GLOROT = nn.initializers.glorot_uniform()  # Keras' default, for the kernels of the published network
+
+
+def batch_norm(axis: str | None, name: str) -> BatchNorm:
+    """Keras' layer with the reference implementation's momentum, which its moving averages confirm."""
+    return BatchNorm(momentum=0.8, epsilon=1e-3, unbiased=False, axis=axis, name=name)
 
 
 class ResidualBlock(nn.Module):
@@ -27,15 +31,13 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         y = x
-        default = nn.initializers.lecun_normal()
         # Without norm the second convolution starts at zero, so that fifteen blocks do not multiply the signal's scale
         # (Fixup, Zhang et al. 2019).
-        last = default if self.norm == "batch" else nn.initializers.zeros
-        for i, init in enumerate((default, last)):
+        inits = (GLOROT, GLOROT) if self.norm == "batch" else (nn.initializers.lecun_normal(), nn.initializers.zeros)
+        for i, init in enumerate(inits):
             y = nn.Conv(self.channels, (3, 3), dtype=self.dtype, kernel_init=init)(y)
             if self.norm == "batch":
-                norm = batch_norm(train, BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON, f"BatchNorm_{i}", self.axis)
-                y = norm(y).astype(self.dtype)
+                y = batch_norm(self.axis, f"BatchNorm_{i}")(y, train).astype(self.dtype)
             y = leaky(y)
         return x + y
 
@@ -55,17 +57,19 @@ class AutoRetouchGenerator(nn.Module):
     @nn.compact
     def __call__(self, source: jax.Array, train: bool = False) -> jax.Array:
         width, dtype = self.config.width, self.dtype
-        init = nn.initializers.lecun_normal() if self.config.norm == "batch" else contrast_init
-        stem = leaky(nn.Conv(width, (7, 7), dtype=dtype, name="stem", kernel_init=init)(source.astype(dtype)))
-        x = nn.Conv(2 * width, (3, 3), (2, 2), dtype=dtype, name="down")(stem)
+        # The published network has Keras' initial values; the one without norm has ours.
+        published = self.config.norm == "batch"
+        init, first = (GLOROT, GLOROT) if published else (nn.initializers.lecun_normal(), contrast_init)
+        stem = leaky(nn.Conv(width, (7, 7), dtype=dtype, name="stem", kernel_init=first)(source.astype(dtype)))
+        x = nn.Conv(2 * width, (3, 3), (2, 2), dtype=dtype, name="down", kernel_init=init)(stem)
         block = rematerialised(ResidualBlock, self.remat, static=(2,))
         # Unrolled: under `nn.scan` the backward pass is 9 to 21 times slower on a CPU.
         for i in range(self.config.blocks):
             x = block(2 * width, self.config.norm, dtype, self.axis, name=f"block{i}")(x, train)
         # The convolution comes before the upsampling: at half resolution it is a quarter of the work.
-        x = nn.Conv(width, (3, 3), dtype=dtype, name="up")(x)
+        x = nn.Conv(width, (3, 3), dtype=dtype, name="up", kernel_init=init)(x)
         x = leaky(upsample_nearest(x)) + stem
         if self.config.head == "tanh":
-            return jnp.tanh(nn.Conv(3, (3, 3), dtype=dtype, name="head")(x).astype(jnp.float32))
+            return jnp.tanh(nn.Conv(3, (3, 3), dtype=dtype, name="head", kernel_init=init)(x).astype(jnp.float32))
         delta = nn.Conv(3, (3, 3), dtype=dtype, name="head", kernel_init=nn.initializers.zeros)(x)
         return source + delta.astype(jnp.float32)

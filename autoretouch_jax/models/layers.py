@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from autoretouch_jax.runtime import devices
+
 Remat = Literal["none", "norms", "full"]  # see `rematerialised`
 
 LEAK = 0.2  # LeakyReLU's slope in AutoRetouch's reference implementation, pix2pix and pix2pixHD
@@ -50,12 +52,45 @@ def depth_to_space(x: jax.Array) -> jax.Array:
     return x.reshape(n, h, w, 2, 2, c // 4).transpose(0, 1, 3, 2, 4, 5).reshape(n, 2 * h, 2 * w, c // 4)
 
 
-def batch_norm(train: bool, momentum: float, epsilon: float, name: str | None = None, axis: str | None = None) -> nn.BatchNorm:
-    """BatchNorm over batch and space. Statistics are float32 whatever the compute type.
+class BatchNorm(nn.Module):
+    """BatchNorm over batch and space (Ioffe and Szegedy 2015). Statistics are float32 whatever the compute type.
 
-    With `axis` the statistics are those of all devices along it, which costs two small all-reduces a layer.
+    With `axis` the statistics are those of all devices along it, which costs two small all-reduces a layer. `unbiased` decides
+    which variance the moving average takes: n / (n − 1) times the batch's, as PyTorch does, or the batch's, as Keras does.
+    Flax' own layer knows the second only, and its faster variance, E[x²] − E[x]², loses digits where the mean is large.
     """
-    return nn.BatchNorm(not train, momentum=momentum, epsilon=epsilon, dtype=jnp.float32, axis_name=axis, name=name)
+
+    momentum: float
+    epsilon: float
+    unbiased: bool
+    axis: str | None = None
+    scale_init: Any = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        shape, y = (x.shape[-1],), x.astype(jnp.float32)
+        scale, bias = self.param("scale", self.scale_init, shape), self.param("bias", nn.initializers.zeros, shape)
+        moving_mean = self.variable("batch_stats", "mean", lambda: jnp.zeros(shape, jnp.float32))
+        moving_var = self.variable("batch_stats", "var", lambda: jnp.ones(shape, jnp.float32))
+        if not train:
+            return self._normalised(y, moving_mean.value, moving_var.value, scale, bias)
+        mean = self._mean(y)
+        var = self._mean(jnp.square(y - mean))
+        if not self.is_initializing():
+            count = y.size // y.shape[-1] * (devices.sharing() if self.axis else 1)
+            # The innermost level of a U-Net can have a single value: its variance is 0, whatever it is multiplied with.
+            correction = count / max(1, count - 1) if self.unbiased else 1.0
+            moving_mean.value = self.momentum * moving_mean.value + (1 - self.momentum) * mean
+            moving_var.value = self.momentum * moving_var.value + (1 - self.momentum) * correction * var
+        return self._normalised(y, mean, var, scale, bias)
+
+    def _mean(self, values: jax.Array) -> jax.Array:
+        mean = values.mean((0, 1, 2))
+        # While parameters are made, there is no such axis yet.
+        return devices.mean(mean) if self.axis and not self.is_initializing() else mean
+
+    def _normalised(self, y: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+        return (y - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
 
 
 def rematerialised(block: Any, remat: Remat, static: tuple[int, ...] = ()) -> Any:
@@ -83,19 +118,40 @@ def instance_norm(x: jax.Array) -> jax.Array:
     return ((y - mean) * jax.lax.rsqrt(variance + INSTANCE_EPSILON)).astype(x.dtype)
 
 
+def pytorch_bias(fan_in: int) -> Any:
+    """PyTorch's default for the biases of a convolution: uniform within ± 1 / √fan_in.
+
+    `fan_in` is the kernel's area times its input channels, or times its output channels where the convolution is transposed.
+    """
+    bound = fan_in**-0.5
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
 def conv(
-    features: int, kernel: int, stride: int, padding: int, dtype: Any, name: str, bias: bool = True, init: Any = NORMAL_INIT
+    features: int,
+    kernel: int,
+    stride: int,
+    padding: int,
+    dtype: Any,
+    name: str,
+    init: Any = NORMAL_INIT,
+    bias: Any = nn.initializers.zeros,
 ) -> nn.Conv:
-    """A convolution that takes the same pixels as PyTorch's `Conv2d(…, kernel, stride, padding)`."""
+    """A convolution that takes the same pixels as PyTorch's `Conv2d(…, kernel, stride, padding)`; `bias` None: without."""
     return nn.Conv(
         features,
         (kernel, kernel),
         (stride, stride),
         padding=((padding, padding), (padding, padding)),
-        use_bias=bias,
+        use_bias=bias is not None,
         dtype=dtype,
         name=name,
         kernel_init=init,
+        bias_init=bias or nn.initializers.zeros,
     )
 
 
@@ -107,19 +163,20 @@ class FoldedConv(nn.Module):
     """
 
     features: int
-    padding: tuple[int, int]  # zeros before and after, along both sides
+    padding: tuple[tuple[int, int], tuple[int, int]]  # zeros above and below, left and right
     dtype: Any
-    init: Any = nn.initializers.lecun_normal()
+    init: Any = NORMAL_INIT
+    bias: Any = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
         kernel = self.param("kernel", self.init, (4, 4, channels, self.features)).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        bias = self.param("bias", self.bias, (self.features,)).astype(self.dtype)
         # The 4×4 kernel as 2×2 blocks of 2×2 pixels, in the order of `space_to_depth`.
         folded = kernel.reshape(2, 2, 2, 2, channels, self.features).transpose(0, 2, 1, 3, 4, 5)
         folded = folded.reshape(2, 2, 4 * channels, self.features)
-        x = jnp.pad(x.astype(self.dtype), ((0, 0), self.padding, self.padding, (0, 0)))
+        x = jnp.pad(x.astype(self.dtype), ((0, 0), *self.padding, (0, 0)))
         x = space_to_depth(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
         x = jax.lax.conv_general_dilated(x, folded, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
         return x + bias
@@ -141,7 +198,7 @@ class TransposedConv(nn.Module):
     features: int
     kernel: int
     dtype: Any
-    bias: bool = True
+    bias: Any = nn.initializers.zeros  # None: without
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -152,8 +209,8 @@ class TransposedConv(nn.Module):
         out = jnp.stack([jnp.stack(row, axis=3) for row in rows], axis=2)  # [N, h, 2, w, 2, C]
         n, h, _, w, _, c = out.shape
         out = out.reshape(n, 2 * h, 2 * w, c)
-        if self.bias:
-            out = out + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        if self.bias is not None:
+            out = out + self.param("bias", self.bias, (self.features,)).astype(self.dtype)
         return out
 
     def _phase(self, x: jax.Array, kernel: jax.Array, top: int, left: int) -> jax.Array:

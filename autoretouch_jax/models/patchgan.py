@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from autoretouch_jax.config import networks
-from autoretouch_jax.models import pix2pix
-from autoretouch_jax.models.autoretouch import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM
-from autoretouch_jax.models.layers import NORMAL_INIT, FoldedConv, batch_norm, conv, instance_norm, leaky
+from autoretouch_jax.models import autoretouch, pix2pix
+from autoretouch_jax.models.autoretouch import GLOROT
+from autoretouch_jax.models.layers import FoldedConv, conv, instance_norm, leaky, pytorch_bias
 from autoretouch_jax.models.pix2pixhd import average_pool
 
 
@@ -29,14 +29,15 @@ class AutoRetouchPatchGAN(nn.Module):
     @nn.compact
     def __call__(self, source: jax.Array, image: jax.Array, train: bool = False) -> jax.Array:
         x = jnp.concatenate([source, image], axis=-1).astype(self.dtype)
-        # Padding as Keras' "same" places it: one zero more at the end where a side is odd.
-        x = leaky(FoldedConv(self.config.width, (1, 1 + image.shape[1] % 2), self.dtype, name="conv0")(x))
+        width, dtype = self.config.width, self.dtype
+        # Padding as Keras' "same" places it: one zero more at the end of a side that is odd.
+        rows, columns = ((1, 1 + side % 2) for side in image.shape[1:3])
+        x = leaky(FoldedConv(width, (rows, columns), dtype, GLOROT, name="conv0")(x))
         for i, multiple in enumerate((2, 4, 8), 1):
-            x = leaky(nn.Conv(self.config.width * multiple, (4, 4), (2, 2), dtype=self.dtype, name=f"conv{i}")(x))
+            x = leaky(nn.Conv(width * multiple, (4, 4), (2, 2), dtype=dtype, name=f"conv{i}", kernel_init=GLOROT)(x))
             if self.config.norm == "batch":
-                norm = batch_norm(train, BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON, f"norm{i}", self.axis)
-                x = norm(x).astype(self.dtype)
-        return nn.Conv(1, (4, 4), dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+                x = autoretouch.batch_norm(self.axis, f"norm{i}")(x, train).astype(dtype)
+        return nn.Conv(1, (4, 4), dtype=dtype, name="logits", kernel_init=GLOROT)(x).astype(jnp.float32)
 
 
 class PatchGAN(nn.Module):
@@ -52,21 +53,27 @@ class PatchGAN(nn.Module):
     @nn.compact
     def __call__(self, pair: jax.Array, train: bool = False) -> list[jax.Array]:
         config, dtype, padding = self.config, self.dtype, self.config.padding
+
+        def bias(x: jax.Array) -> Any:
+            # pix2pixHD's authors leave the biases as PyTorch makes them; pix2pix' set them to 0.
+            return pytorch_bias(4 * 4 * x.shape[-1]) if config.norm == "instance" else nn.initializers.zeros
+
         # The first convolution has no norm (section 6.1.2).
-        x = leaky(FoldedConv(config.width, (padding, padding), dtype, NORMAL_INIT, name="conv0")(pair))
+        margins = ((padding, padding), (padding, padding))
+        x = leaky(FoldedConv(config.width, margins, dtype, bias=bias(pair), name="conv0")(pair))
         features = [x]
         for i in range(1, config.layers + 1):
             # The last but one convolution keeps the resolution, as in the authors' code.
             stride = 2 if i < config.layers else 1
-            x = conv(config.width * min(8, 2**i), 4, stride, padding, dtype, f"conv{i}")(x)
+            channels = min(config.width * 2**i, config.widest or 8 * config.width)
+            x = conv(channels, 4, stride, padding, dtype, f"conv{i}", bias=bias(x))(x)
             if config.norm == "batch":
-                momentum, epsilon = pix2pix.BATCH_NORM_MOMENTUM, pix2pix.BATCH_NORM_EPSILON
-                x = batch_norm(train, momentum, epsilon, f"norm{i}", self.axis)(x).astype(dtype)
+                x = pix2pix.batch_norm(self.axis, f"norm{i}")(x, train).astype(dtype)
             elif config.norm == "instance":
                 x = instance_norm(x)
             x = leaky(x)
             features.append(x)
-        logits = conv(1, 4, 1, padding, dtype, "logits")(x).astype(jnp.float32)
+        logits = conv(1, 4, 1, padding, dtype, "logits", bias=bias(x))(x).astype(jnp.float32)
         return [*features, logits]
 
 

@@ -10,10 +10,18 @@ import jax
 import jax.numpy as jnp
 
 from autoretouch_jax.config import networks
-from autoretouch_jax.models.layers import Remat, TransposedConv, batch_norm, conv, leaky
+from autoretouch_jax.models.layers import BatchNorm, Remat, TransposedConv, conv, leaky
 
-BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON = 0.9, 1e-5  # PyTorch's defaults, in Flax' sense of momentum
 DROPOUT_FROM = 4  # first level with dropout; the last is the innermost but one: three levels in the U-Net-256
+
+
+def batch_norm(axis: str | None, name: str) -> BatchNorm:
+    """PyTorch's layer with its defaults, in Flax' sense of momentum. Scales start near 1, as in the authors' code."""
+    return BatchNorm(momentum=0.9, epsilon=1e-5, unbiased=True, axis=axis, scale_init=_scale_init, name=name)
+
+
+def _scale_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    return 1.0 + 0.02 * jax.random.normal(key, shape, dtype)
 
 
 class UNetGenerator(nn.Module):
@@ -37,18 +45,18 @@ class UNetGenerator(nn.Module):
         def norm(x: jax.Array, name: str) -> jax.Array:
             if config.norm == "none":
                 return x
-            return batch_norm(train, BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON, name, self.axis)(x).astype(dtype)
+            return batch_norm(self.axis, name)(x, train).astype(dtype)
 
-        x = conv(widths[0], 4, 2, 1, dtype, "down0", bias=False)(source.astype(dtype))
+        x = conv(widths[0], 4, 2, 1, dtype, "down0", bias=None)(source.astype(dtype))
         # The image itself is not activated before the first convolution, because that would flatten its dark half.
         skips = []
         for level in range(1, config.levels):
             x = leaky(x)
             skips.append(x)
-            x = conv(widths[level], 4, 2, 1, dtype, f"down{level}", bias=False)(x)
+            x = conv(widths[level], 4, 2, 1, dtype, f"down{level}", bias=None)(x)
             x = norm(x, f"down_norm{level}") if level < last else x
         for level in reversed(range(1, config.levels)):
-            x = norm(TransposedConv(widths[level - 1], 4, dtype, bias=False, name=f"up{level}")(nn.relu(x)), f"up_norm{level}")
+            x = norm(TransposedConv(widths[level - 1], 4, dtype, bias=None, name=f"up{level}")(nn.relu(x)), f"up_norm{level}")
             # Dropout is the only noise of pix2pix (section 3.3).
             if DROPOUT_FROM <= level < last and config.dropout:
                 x = nn.Dropout(config.dropout, deterministic=not train)(x)

@@ -6,7 +6,7 @@ the names and shapes of its tensors.
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import flax.traverse_util
 import numpy as np
@@ -18,11 +18,11 @@ Arrays = Mapping[str, np.ndarray]
 Path = tuple[str, ...]  # of a parameter in Flax: ("params", "down0", "kernel")
 
 
-def import_generator(arrays: Arrays) -> tuple[networks.Generator, dict[str, Any]]:
+def import_generator(arrays: Arrays, test_mode: Literal["eval", "train"] = "eval") -> tuple[networks.Generator, dict[str, Any]]:
     """A published generator's state dict → its description and Flax variables.
 
-    It understands pix2pix' U-Nets with BatchNorm, and pix2pixHD's global generator and local enhancer with instance norm.
-    Raises Refused for anything else, naming the first tensor that does not fit.
+    It understands pix2pix' U-Nets with BatchNorm, and pix2pixHD's global generator and local enhancer with instance norm, which
+    knows no `test_mode`. Raises Refused for anything else, naming the first tensor that does not fit.
     """
     # Weights saved from `DataParallel` have a prefix, and BatchNorm has a counter that we do not need.
     arrays = {name.removeprefix("module."): value for name, value in arrays.items() if not name.endswith("num_batches_tracked")}
@@ -32,14 +32,14 @@ def import_generator(arrays: Arrays) -> tuple[networks.Generator, dict[str, Any]
     if any(".conv_block." in name for name in arrays):
         return _pix2pixhd_global(arrays)
     if any(re.fullmatch(r"(model\.)*1(\.model)?\.1\.weight|(model\.)+1\.model\.1\.weight", name) for name in arrays):
-        return _pix2pix_unet(arrays)
+        return _pix2pix_unet(arrays, test_mode)
     known = "pix2pix' U-Net (unet_128, unet_256), pix2pixHD's global generator or its local enhancer"
     raise Refused(
         f"not the state dict of a generator that is known here ({known}); its first tensor is {next(iter(arrays), 'none')}"
     )
 
 
-def _pix2pix_unet(arrays: Arrays) -> tuple[networks.Pix2Pix, dict[str, Any]]:
+def _pix2pix_unet(arrays: Arrays, test_mode: Literal["eval", "train"]) -> tuple[networks.Pix2Pix, dict[str, Any]]:
     """`UnetGenerator` of pix2pix: its blocks are nested as `model.1.model.3.model.3…`, the innermost last."""
     # The depth of a layer's name is its level in the U; its last number says which layer of the level it is.
     tensors = StateDict(arrays)
@@ -67,7 +67,7 @@ def _pix2pix_unet(arrays: Arrays) -> tuple[networks.Pix2Pix, dict[str, Any]]:
         raise Refused(f"not a complete U-Net: the convolution of level {missing[0].removeprefix('down')} is missing")
     # The width is not in the names, so it comes from a shape.
     width = tensors.flat["params", "down0", "kernel"].shape[-1]
-    return networks.Pix2Pix(width=width, levels=last + 1), tensors.variables()
+    return networks.Pix2Pix(width=width, levels=last + 1, test_mode=test_mode), tensors.variables()
 
 
 def _pix2pixhd_global(arrays: Arrays) -> tuple[networks.Pix2PixHDGlobal, dict[str, Any]]:

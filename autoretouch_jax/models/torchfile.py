@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older form
@@ -19,15 +20,20 @@ STORAGE_TYPES = {
     "FloatStorage": np.dtype("<f4"),
     "DoubleStorage": np.dtype("<f8"),
     "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype(jnp.bfloat16),
     "LongStorage": np.dtype("<i8"),
     "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("i1"),
     "ByteStorage": np.dtype("u1"),
+    "BoolStorage": np.dtype("?"),
 }
 
 
 class _Storage(NamedTuple):
     key: str
     dtype: np.dtype
+    first: int = 0  # the element at which a view of a larger storage begins
 
 
 class _Tensor(NamedTuple):
@@ -49,7 +55,7 @@ class _Tensor(NamedTuple):
 
 
 def _tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *_unused: Any) -> _Tensor:
-    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+    return _Tensor(storage, storage.first + offset, tuple(shape), tuple(strides))
 
 
 class _StateDictUnpickler(pickle.Unpickler):
@@ -57,12 +63,18 @@ class _StateDictUnpickler(pickle.Unpickler):
         # Whatever is returned here may be called with arguments from the file: only inert names may pass.
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+        # PyTorch up to 0.3 wrote the first name, later versions the second.
+        if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
             return _tensor
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return lambda tensor, *_unused: tensor
         if module in ("torch", "torch.storage") and name in STORAGE_TYPES:
             return STORAGE_TYPES[name]
+        if module in ("torch", "torch.storage", "torch._utils"):
+            raise ValueError(
+                f"it holds a tensor of a kind that is not read here ({name}); in PyTorch, make every tensor of the state dict "
+                "an ordinary one, `tensor.float().contiguous().cpu()`, and write the file again"
+            )
         raise ValueError(
             f"it refers to {module}.{name}, which is no part of a state dict; save `model.state_dict()` instead of the model"
         )
@@ -71,7 +83,9 @@ class _StateDictUnpickler(pickle.Unpickler):
         kind, dtype, key = reference[:3]
         if kind != "storage":
             raise ValueError(f"unknown reference {kind!r}")
-        return _Storage(str(key), dtype)
+        # Old versions name the view of a storage that tensors share: its key, first element and size.
+        view = reference[5] if len(reference) > 5 else None
+        return _Storage(str(key), dtype, view[1] if view else 0)
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:

@@ -198,6 +198,11 @@ def mean(tree: Any) -> Any:
     return restore(jax.lax.pmean(flat, AXIS))
 
 
+def sharing() -> int:
+    """How many devices share the step's batch: those that `mean` averages over."""
+    return int(jax.lax.axis_size(AXIS))
+
+
 def own_part(tree: Any) -> Any:
     """This device's part of each leaf, sharded as `partition_spec` says."""
     return jax.tree.map(_own_part, tree)

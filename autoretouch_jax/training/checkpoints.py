@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
 
@@ -88,6 +89,25 @@ class Checkpoints:
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), clock=ocp.args.JsonRestore())
         )
         return restored.state, restored.clock
+
+
+def read_discriminator(folder: Any) -> dict[str, Any]:
+    """Returns the parameters of the discriminator in a run's newest checkpoint, as NumPy arrays; {} where there is none.
+
+    `folder` is the run's checkpoints/. Nothing else is read.
+    """
+    if not has_checkpoint(folder):
+        return {}
+    with Checkpoints(folder) as checkpoints:
+        path = (folder if is_remote(folder) else folder.absolute()) / str(checkpoints.latest()) / "state"
+    reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    stored = reader.metadata(path).item_metadata.tree["discriminator"]
+    if not stored:
+        return {}
+    wanted = {"discriminator": {"params": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored["params"])}}
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    arguments = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
+    return dict(reader.restore(path, args=arguments)["discriminator"]["params"])
 
 
 def _enable_s3() -> None:

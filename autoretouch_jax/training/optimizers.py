@@ -43,16 +43,23 @@ def clip(gradients: Any, config: OptimConfig) -> Any:
     return optax.clip_by_global_norm(config.clip_norm).update(gradients, optax.EmptyState())[0]
 
 
-def freeze_global(gradients: dict, config: OptimConfig, step: jax.Array) -> dict:
-    """Zeroes the gradients of the global generator inside a local enhancer during the first `global_frozen_steps`.
+def freeze_global(
+    gradients: dict, opt_state: optax.OptState, config: OptimConfig, steps: int, step: jax.Array
+) -> tuple[dict, optax.OptState]:
+    """Holds the global generator inside a local enhancer fixed during the first `global_frozen_share` of `steps`.
 
-    Wang et al. 2018, section 3.2: the global generator is trained first, then the enhancer, then both.
+    Wang et al. 2018, section 3.2: the global generator is trained first, then the enhancer, then both. For both the authors
+    make a new optimizer. Otherwise Adam, whose count ran on while the moments were 0, would begin with steps many times too
+    large.
+    Returns the gradients and the optimizer's state to go on with.
     """
-    if not config.global_frozen_steps:
-        return gradients
+    frozen_steps = round(config.global_frozen_share * steps)
+    if not frozen_steps:
+        return gradients, opt_state
     # With gradients of zero from the start, Adam's moments stay zero and the parameters do not move.
-    factor = (step >= config.global_frozen_steps).astype(jnp.float32)
-    return gradients | {"global": jax.tree.map(lambda g: factor * g, gradients["global"])}
+    gradients = gradients | {"global": jax.tree.map(lambda g: jnp.where(step < frozen_steps, 0, g), gradients["global"])}
+    # A new state of Adam or Muon is all zeros.
+    return gradients, jax.tree.map(lambda x: jnp.where(step == frozen_steps, jnp.zeros_like(x), x), opt_state)
 
 
 def schedule(config: OptimConfig, steps: int, step: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from autoretouch_jax.config import Config, Generator
+from autoretouch_jax.config.networks import RETOUCHING_ONLY
 from autoretouch_jax.errors import Refused
 from autoretouch_jax.models.folder import Model
 from autoretouch_jax.models.modules import make_discriminator, make_generator
@@ -117,22 +118,42 @@ def check_start(model: Model, config: Config) -> None:
 
 def _same_weights(a: Generator, b: Generator) -> bool:
     """Whether two descriptions have the same weights: they may differ in what acts only when retouching."""
-    ignored = ("gate", "gate_off_faces", "dead_zone")
     first, second = (
-        {key: value for key, value in dataclasses.asdict(config).items() if key not in ignored} for config in (a, b)
+        {key: value for key, value in dataclasses.asdict(config).items() if key not in RETOUCHING_ONLY} for config in (a, b)
     )
     return first == second
 
 
-def start_from(state: State, model: Model, config: Config) -> State:
-    """Returns `state` with the weights of `model` as its generator, or as its global generator for a local enhancer."""
+def start_from(state: State, model: Model, discriminator: Params, config: Config) -> State:
+    """Returns `state` with the weights of `model` as its generator, or as its global generator for a local enhancer.
+
+    `discriminator` are the parameters of the model's discriminator, which come along where they fit; {} where it has none.
+    """
     params, batch_stats = model.variables["params"], model.variables.get("batch_stats", {})
     if model.config == config.generator.global_generator:
         params = state.generator.params | {"global": params["global"]}
         batch_stats = state.generator.batch_stats
     params = jax.tree.map(jnp.array, params)
     learner = dataclasses.replace(state.generator, params=params, batch_stats=batch_stats)
-    return dataclasses.replace(state, generator=learner, ema=_initial_ema(config, params))
+    return dataclasses.replace(
+        state,
+        generator=learner,
+        discriminator=_with_weights(state.discriminator, discriminator),
+        ema=_initial_ema(config, params),
+    )
+
+
+def _with_weights(learner: Learner | None, weights: Params) -> Learner | None:
+    """A discriminator with the weights of another one, whose scales may be fewer. One of another form stays as it is."""
+    if learner is None or not weights:
+        return learner
+    # Scales are matched from the coarsest, as in pix2pixHD's code: the local enhancer has one more, at twice the resolution.
+    if more := len(learner.params) - len(weights) if "scale0" in weights else 0:
+        weights = {f"scale{int(name.removeprefix('scale')) + more}": value for name, value in weights.items()}
+    own = {name: learner.params.get(name) for name in weights}
+    if jax.tree.map(np.shape, own) != jax.tree.map(np.shape, weights):
+        return learner
+    return dataclasses.replace(learner, params=learner.params | jax.tree.map(jnp.array, weights))
 
 
 def parameter_count(params: Any) -> int:

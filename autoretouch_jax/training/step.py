@@ -1,9 +1,10 @@
 """One training step: the only place where losses meet gradients.
 
 The generator runs forward once, and its vjp is kept. The discriminator learns from the target and from the fake; no gradient
-reaches the generator there. Then the generator learns through the *updated* discriminator: the gradient of its objective at
-the fake is pulled back through the kept vjp. With gradient accumulation no vjp can be kept: all microbatches pass through the
-discriminator first, and the generator runs forward a second time.
+reaches the generator there. Then the generator learns through the *updated* discriminator, or, where `train.update_order` says
+so, through the one from before the step: the gradient of its objective at the fake is pulled back through the kept vjp. With
+gradient accumulation no vjp can be kept: all microbatches pass through the discriminator first, and the generator runs forward
+a second time.
 
 Three passes move BatchNorm's moving averages: the generator's forward pass, the discriminator's pass over the target, and
 its pass over the fake. The discriminator's third pass, through which the generator learns, moves nothing.
@@ -77,21 +78,26 @@ def train_step(
 
         discriminator, metrics = _update_discriminator(discriminator, images, make_fake, rate_factor, networks, config)
 
-    # ---- the generator, through the updated discriminator --------------------------------------------------------------
+    # ---- the generator, through the discriminator ----------------------------------------------------------------------
+    judge = discriminator if config.train.update_order == "discriminator_first" else state.discriminator
+
     def generator_pass(batch_stats: BatchStats, part: Images, number: Number) -> PassResult:
         learner = dataclasses.replace(state.generator, batch_stats=batch_stats)
         output, pull, batch_stats = kept_forward or forward(learner, part, number)
-        gradient, metrics = objective_gradient(output, part, state.step, discriminator, frozen, networks, config)
+        gradient, metrics = objective_gradient(output, part, state.step, judge, frozen, networks, config)
         return PassResult(pull(gradient)[0], batch_stats, metrics)
 
     result = _over_microbatches(generator_pass, state.generator.batch_stats, images, microbatches)
     if "stop" in batch:
         result.metrics["stop"] = jnp.mean(batch["stop"])
     gradients, batch_stats, generator_metrics = devices.mean(result)
-    gradients = optimizers.freeze_global(gradients, config.optim, state.step)
+    gradients, opt_state = optimizers.freeze_global(
+        gradients, state.generator.opt_state, config.optim, config.train.steps, state.step
+    )
     learning_rate = config.optim.generator_lr * rate_factor
     kind = config.optim.generator_optimizer
-    generator = _apply_gradients(state.generator, gradients, batch_stats, learning_rate, config, kind)
+    learner = dataclasses.replace(state.generator, opt_state=opt_state)
+    generator = _apply_gradients(learner, gradients, batch_stats, learning_rate, config, kind)
 
     # ---- the moving average --------------------------------------------------------------------------------------------
     ema = None if state.ema is None else optimizers.ema_update(state.ema, generator.params, config.optim.ema, state.step)

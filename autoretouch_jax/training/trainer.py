@@ -14,7 +14,8 @@ from autoretouch_jax.data import pipeline
 from autoretouch_jax.data.negatives import open_negatives
 from autoretouch_jax.data.opening import open_source, typical_face_size
 from autoretouch_jax.models.folder import load_model
-from autoretouch_jax.runtime import devices, processes
+from autoretouch_jax.runtime import devices, processes, storage
+from autoretouch_jax.training.checkpoints import read_discriminator
 from autoretouch_jax.training.compilation import compiled_step
 from autoretouch_jax.training.state import State, check_start, init_state, make_networks, start_from
 
@@ -31,8 +32,10 @@ class Trainer:
         self.mesh = devices.make_mesh(config.parallel, config.train.batch)
         self.source, self.negatives = open_source(config.data), open_negatives(config.data)
         self.config = config = _with_steps(config, len(self.source))
-        start = start or config.train.start_from
+        # A resumed run restores its own discriminator.
+        resumed, start = start is not None, start or config.train.start_from
         self.start = load_model(start) if start else None
+        self._start_checkpoints = storage.open_path(start) / "checkpoints" if start and not resumed else None
         if self.start:
             check_start(self.start, config)
         self.networks, frozen = make_networks(config)
@@ -45,9 +48,13 @@ class Trainer:
         return typical_face_size(self.source, self.config.data)
 
     def init(self) -> State:
-        """Returns a fresh state on the devices. The generator's weights are those of the model to start from, if any."""
+        """Returns a fresh state on the devices. Its weights are those of the run or model to start from, if any."""
         state = init_state(self.config, self.networks)
-        return devices.put(start_from(state, self.start, self.config) if self.start else state, self.shardings)
+        if self.start:
+            # A model without its run, such as the one in the box, has no discriminator.
+            discriminator = read_discriminator(self._start_checkpoints) if self._start_checkpoints else {}
+            state = start_from(state, self.start, discriminator, self.config)
+        return devices.put(state, self.shardings)
 
     def batches(self, first_step: int, faults: pipeline.Faults | None = None) -> Iterator[Any]:
         """Yields this process's share of each batch, from a step on. Examples that cannot be read are noted in `faults`."""
