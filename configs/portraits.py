@@ -9,8 +9,8 @@ Faces are found and brought to one size, so that a blemish has the same size in 
 The config takes before/after pairs too, `--data.source BEFORE --data.target AFTER`. Pairs show by themselves what to leave
 alone, so they need no negatives, as long as they come from as many places as what is to be retouched.
 
-Only the pixel and the mask loss are used. The edit is resized to the photograph, so its texture is the photograph's, and 9000
-steps fit into the time that 6000 take with the adversarial and the perceptual loss. To add them, which needs a VGG, take
+Only the pixel and the mask loss are used. The edit is resized to the photograph, so its texture is the photograph's, and half
+as many steps again fit into the same time. To add them, which needs a VGG, take
 `loss` and `discriminator` from `configs/retouch.py`.
 """
 
@@ -25,18 +25,19 @@ from autoretouch_jax.config import (
 )
 
 config = Config(
-    generator=Retouch(width=32, widest=2, levels=4, blocks=1, gate=0.45, gate_off_faces=0.85),
+    generator=Retouch(width=32, widest=3, levels=5, blocks=1, gate=0.4, gate_off_faces=0.85),
     loss=LossConfig(
         pixel="l1", pixel_weight=100.0, edit_weight=5.0, mask_weight=8.0, adversarial_weight=0.0, perceptual_weight=0.0
     ),
     data=DataConfig(
-        crop=128,
+        crop=192,
         face_size=256,
-        zoom=(0.75, 1.33),
+        on_skin=0.85,
+        zoom=(0.85, 1.2),
         colour=0.3,
         light=0.3,
         degrade=0.4,
-        negative_share=0.25,
+        negative_share=0.2,
         blemish=BlemishConfig(
             per_megapixel=(250.0, 4000.0), radius=(0.7, 5.5), patch=(5.0, 34.0), strength=(0.1, 0.9), hollows=0.6
         ),
@@ -50,5 +51,5 @@ config = Config(
         clip_norm=5.0,
         ema=0.999,
     ),
-    train=TrainConfig(steps=9000, batch=4, checkpoint_every=500, log_every=50, sample_every=1000),
+    train=TrainConfig(steps=6000, batch=2, checkpoint_every=500, log_every=50, sample_every=1000),
 )

@@ -106,9 +106,10 @@ def _colour(rng: np.random.Generator, kind: str | None = None) -> np.ndarray:
 
 
 def _paint(rng: np.random.Generator, view: Canvas, alpha: np.ndarray, colour: np.ndarray, cover: float | None = None) -> None:
-    """Moves the skin in `view` towards `colour` × local skin by `alpha[h, w]`, in place.
+    """Multiplies the skin in `view` by `colour`, or covers it with `colour` × local skin, by `alpha[h, w]`, in place.
 
-    `cover` is how much of the skin's texture it hides: 0 none, 1 all of it. By default it is drawn at random.
+    `cover` is how much of the skin's texture and shading it hides: 0 none, as a pigment in the skin, 1 all of it, as a crust.
+    By default it is drawn at random.
     """
     # Coverage this faint would change a pixel by about one level at most. Such pixels must come back bit-identical.
     alpha = alpha * view.skin
@@ -121,7 +122,7 @@ def _paint(rng: np.random.Generator, view: Canvas, alpha: np.ndarray, colour: np
     skin = (image * alpha).sum((0, 1)) / weight
     goal = np.clip(skin * colour, 0, 255)
     cover = rng.random() * 0.9 if cover is None else cover
-    image += alpha * (cover * (goal - image) + (1 - cover) * (goal - skin))
+    image += alpha * (cover * (goal - image) + (1 - cover) * image * (colour - 1))
 
 
 def _blob(rng: np.random.Generator, dy: np.ndarray, dx: np.ndarray, radius: float, bell: float = 0.5) -> np.ndarray:
