@@ -2,8 +2,7 @@
 
     autoretouch train configs/finetune.py --data.source BEFORE --data.target AFTER --workdir runs/taste
 
-The network and the size of the faces must be those of `configs/pretrained.py`. The learning rate is half
-of that in training; most crops are placed where you have edited.
+The network and the size of the faces must be those of `configs/pretrained.py`. Most crops are placed where you have edited.
 """
 
 from autoretouch_jax.config import Config, DataConfig, LossConfig, OptimConfig, Retouch, TrainConfig

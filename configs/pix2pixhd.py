@@ -26,5 +26,5 @@ config = Config(
     ),
     data=DataConfig(crop=512),
     optim=OptimConfig(generator_lr=2e-4, discriminator_lr=2e-4, beta1=0.5, decay_share=0.5, ema=0.0),
-    train=TrainConfig(steps=0, update_order="generator_first", epochs=200, batch=1),
+    train=TrainConfig(steps=0, epochs=200, batch=1, update_order="generator_first"),
 )

@@ -28,5 +28,5 @@ config = Config(
     ),
     data=DataConfig(crop=1024),
     optim=OptimConfig(generator_lr=2e-4, discriminator_lr=2e-4, beta1=0.5, decay_share=0.5, global_frozen_share=0.1, ema=0.0),
-    train=TrainConfig(steps=0, update_order="generator_first", epochs=100, batch=1),
+    train=TrainConfig(steps=0, epochs=100, batch=1, update_order="generator_first"),
 )

@@ -9,9 +9,9 @@ Faces are found and brought to one size, so that a blemish has the same size in 
 The config takes before/after pairs too, `--data.source BEFORE --data.target AFTER`. Pairs show by themselves what to leave
 alone, so they need no negatives, as long as they come from as many places as what is to be retouched.
 
-Only the pixel and the mask loss are used. The edit is resized to the photograph, so its texture is the photograph's, and half
-as many steps again fit into the same time. To add them, which needs a VGG, take
-`loss` and `discriminator` from `configs/retouch.py`.
+Only the pixel and the mask loss are used. The edit is resized to the photograph, so its texture is the photograph's. The
+adversarial and the perceptual loss made a step half as long again. To add them, which needs a VGG, take `loss` and
+`discriminator` from `configs/retouch.py`.
 """
 
 from autoretouch_jax.config import (

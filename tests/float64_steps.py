@@ -52,11 +52,19 @@ jax.random.bernoulli = keep_the_same_units
 vgg.CHANNELS = tuple(widths[0] for widths in golden.VGG_WIDTHS)
 
 
-def variables(recipe, arrays_g, arrays_d):
-    """The configs and our variables of both networks."""
-    config_g, g = pytorch_import.import_generator(arrays_g)
-    config_d, d = import_patchgan(arrays_d)
-    return (config_g, g), (config_d, d)
+def variables(arrays_g, arrays_d):
+    """`((config, variables), …)` of the generator and the discriminator with the authors' arrays."""
+    return pytorch_import.import_generator(arrays_g), import_patchgan(arrays_d)
+
+
+def frozen_vgg():
+    """The VGG's parameters as the module names them."""
+    params = {}
+    for name, value in golden.vgg_weights().items():
+        layer, leaf = name.split(".")
+        ours = {"kernel": value.transpose(2, 3, 1, 0)} if leaf == "weight" else {"bias": value}
+        params.setdefault(layer, {}).update(ours)
+    return params
 
 
 def learner(variables, optim):
@@ -67,7 +75,7 @@ def learner(variables, optim):
 
 def run(recipe, expected):
     """Yields, for each stage of a recipe, `(stage, worst error)`: of a parameter's change, relative to the change."""
-    (config_g, g), (config_d, d) = variables(recipe, *golden.weights(recipe))
+    (config_g, g), (config_d, d) = variables(*golden.weights(recipe))
     config = load(HERE.parent / "configs" / f"{CONFIGS[recipe]}.py")
     frozen_share = golden.FROZEN / LONG if recipe == "local" else 0.0
     # Everything else is the recipe's own: losses, weights, optimizer, order.
@@ -77,11 +85,7 @@ def run(recipe, expected):
     perceptual, frozen = None, None
     if config.loss.perceptual_weight:
         perceptual = vgg.VGG("vgg19", config.loss.perceptual_layers, config.loss.vgg_input, jnp.float64)
-        frozen = {}
-        for name, value in golden.vgg_weights().items():
-            layer, leaf = name.split(".")
-            kernel = {"kernel": jnp.asarray(value.transpose(2, 3, 1, 0))} if leaf == "weight" else {"bias": jnp.asarray(value)}
-            frozen.setdefault(layer, {}).update(kernel)
+        frozen = frozen_vgg()
     networks = Networks(make_generator(config_g, jnp.float64), make_discriminator(config_d, jnp.float64), perceptual)
     mesh = devices.make_mesh(ParallelConfig(devices=1), 1)
     step = devices.wrap_step(functools.partial(train_step, networks=networks, config=config), mesh, "jit")
@@ -94,15 +98,9 @@ def run(recipe, expected):
             source, target = (np.ascontiguousarray(image.transpose(0, 2, 3, 1)) for image in golden.batch(recipe, number))
             state, _ = step(state, {"source": source, "target": target}, frozen)
             number += 1
-        theirs = [
-            {
-                key.removeprefix(f"{stage}/{side}/"): value
-                for key, value in expected.items()
-                if key.startswith(f"{stage}/{side}/")
-            }
-            for side in "GD"
-        ]
-        after = variables(recipe, *theirs)
+        prefixes = [f"{stage}/{side}/" for side in "GD"]
+        theirs = [{key.removeprefix(p): value for key, value in expected.items() if key.startswith(p)} for p in prefixes]
+        after = variables(*theirs)
         ours = (state.generator, state.discriminator)
         yield stage, max(worst(a, b, c[1]) for a, b, c in zip(ours, before, after, strict=True))
 

@@ -173,9 +173,6 @@ class TrainConfig:
     # The number of steps is ours.
     steps: int = 100_000
     """Optimizer steps. 0: as many as `epochs` passes over the data make."""
-    update_order: Literal["discriminator_first", "generator_first"] = "discriminator_first"
-    """`discriminator_first`: the generator learns through the discriminator that this step has updated, as in pix2pix.
-    `generator_first`: through the one from before the step, as in pix2pixHD."""
     epochs: int = 0
     """Passes over the data. It counts only where `steps` is 0."""
     start_from: str | None = None
@@ -183,6 +180,9 @@ class TrainConfig:
     For pix2pixHD's local enhancer, a trained global generator. A run's discriminator comes along where it fits."""
     batch: int = 8
     """Images per step over all devices."""
+    update_order: Literal["discriminator_first", "generator_first"] = "discriminator_first"
+    """`discriminator_first`: the generator learns through the discriminator that this step has updated, as in pix2pix.
+    `generator_first`: through the one from before the step, as in pix2pixHD."""
     seed: int = 0
     """Everything random is a function of this and the step."""
     # bfloat16 doubles the speed on recent GPUs and TPUs; float32 is what has been compared with the references.

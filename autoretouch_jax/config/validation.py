@@ -14,8 +14,8 @@ AT_LEAST_ONE = (
     "parallel.input_threads", "parallel.prefetch", "parallel.accumulate", "parallel.timeout", "loss.perceptual_downsample",
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "generator.blocks", "generator.global_blocks", "generator.local_blocks", "generator.dead_zone", "optim.warmup_steps",
-    "optim.clip_norm", "parallel.devices", "parallel.processes", "parallel.process",
+    "generator.blocks", "generator.global_blocks", "generator.local_blocks", "generator.dead_zone", "discriminator.widest",
+    "optim.warmup_steps", "optim.clip_norm", "parallel.devices", "parallel.processes", "parallel.process",
     "train.seed", "train.steps", "train.epochs",
     "data.resize", "data.colour", "loss.edit_weight_steps", "loss.pixel_weight", "loss.adversarial_weight",
     "data.face_size", "data.light",

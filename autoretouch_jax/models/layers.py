@@ -76,18 +76,16 @@ class BatchNorm(nn.Module):
             return self._normalised(y, moving_mean.value, moving_var.value, scale, bias)
         mean = self._mean(y)
         var = self._mean(jnp.square(y - mean))
-        if not self.is_initializing():
-            count = y.size // y.shape[-1] * (devices.sharing() if self.axis else 1)
-            # The innermost level of a U-Net can have a single value: its variance is 0, whatever it is multiplied with.
-            correction = count / max(1, count - 1) if self.unbiased else 1.0
-            moving_mean.value = self.momentum * moving_mean.value + (1 - self.momentum) * mean
-            moving_var.value = self.momentum * moving_var.value + (1 - self.momentum) * correction * var
+        count = y.size // y.shape[-1] * (devices.sharing() if self.axis else 1)
+        # The innermost level of a U-Net can have a single value: its variance is 0, whatever it is multiplied with.
+        correction = count / max(1, count - 1) if self.unbiased else 1.0
+        moving_mean.value = self.momentum * moving_mean.value + (1 - self.momentum) * mean
+        moving_var.value = self.momentum * moving_var.value + (1 - self.momentum) * correction * var
         return self._normalised(y, mean, var, scale, bias)
 
     def _mean(self, values: jax.Array) -> jax.Array:
         mean = values.mean((0, 1, 2))
-        # While parameters are made, there is no such axis yet.
-        return devices.mean(mean) if self.axis and not self.is_initializing() else mean
+        return devices.mean(mean) if self.axis else mean
 
     def _normalised(self, y: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
         return (y - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias

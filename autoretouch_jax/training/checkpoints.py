@@ -23,10 +23,13 @@ COMMITTED = "commit_success.txt"  # where a folder cannot be renamed, Orbax writ
 
 def has_checkpoint(folder: Any) -> bool:
     """Whether the folder holds a finished checkpoint. Unlike Orbax's manager, this creates nothing."""
-    if not folder.is_dir():
-        return False
-    steps = [path for path in folder.iterdir() if path.name.isdigit()]
-    return any((path / COMMITTED).exists() for path in steps) if is_remote(folder) else bool(steps)
+    return bool(_finished(folder))
+
+
+def _finished(folder: Any) -> list[int]:
+    """The steps of the finished checkpoints."""
+    steps = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    return [int(path.name) for path in steps if not is_remote(folder) or (path / COMMITTED).exists()]
 
 
 class Checkpoints:
@@ -94,12 +97,11 @@ class Checkpoints:
 def read_discriminator(folder: Any) -> dict[str, Any]:
     """Returns the parameters of the discriminator in a run's newest checkpoint, as NumPy arrays; {} where there is none.
 
-    `folder` is the run's checkpoints/. Nothing else is read.
+    `folder` is the run's checkpoints/. Nothing else is read, and nothing written: the run may still be training.
     """
-    if not has_checkpoint(folder):
+    if not (steps := _finished(folder)):
         return {}
-    with Checkpoints(folder) as checkpoints:
-        path = (folder if is_remote(folder) else folder.absolute()) / str(checkpoints.latest()) / "state"
+    path = (folder if is_remote(folder) else folder.absolute()) / str(max(steps)) / "state"
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     stored = reader.metadata(path).item_metadata.tree["discriminator"]
     if not stored:

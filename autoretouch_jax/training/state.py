@@ -147,8 +147,9 @@ def _with_weights(learner: Learner | None, weights: Params) -> Learner | None:
     """A discriminator with the weights of another one, whose scales may be fewer. One of another form stays as it is."""
     if learner is None or not weights:
         return learner
-    # Scales are matched from the coarsest, as in pix2pixHD's code: the local enhancer has one more, at twice the resolution.
-    if more := len(learner.params) - len(weights) if "scale0" in weights else 0:
+    if "scale0" in weights:
+        # Scales are matched from the coarsest, as in pix2pixHD's code: the local enhancer has one more, a finer one.
+        more = len(learner.params) - len(weights)
         weights = {f"scale{int(name.removeprefix('scale')) + more}": value for name, value in weights.items()}
     own = {name: learner.params.get(name) for name in weights}
     if jax.tree.map(np.shape, own) != jax.tree.map(np.shape, weights):

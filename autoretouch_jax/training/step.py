@@ -79,12 +79,12 @@ def train_step(
         discriminator, metrics = _update_discriminator(discriminator, images, make_fake, rate_factor, networks, config)
 
     # ---- the generator, through the discriminator ----------------------------------------------------------------------
-    judge = discriminator if config.train.update_order == "discriminator_first" else state.discriminator
+    adversary = discriminator if config.train.update_order == "discriminator_first" else state.discriminator
 
     def generator_pass(batch_stats: BatchStats, part: Images, number: Number) -> PassResult:
         learner = dataclasses.replace(state.generator, batch_stats=batch_stats)
         output, pull, batch_stats = kept_forward or forward(learner, part, number)
-        gradient, metrics = objective_gradient(output, part, state.step, judge, frozen, networks, config)
+        gradient, metrics = objective_gradient(output, part, state.step, adversary, frozen, networks, config)
         return PassResult(pull(gradient)[0], batch_stats, metrics)
 
     result = _over_microbatches(generator_pass, state.generator.batch_stats, images, microbatches)

@@ -32,13 +32,14 @@ class Trainer:
         self.mesh = devices.make_mesh(config.parallel, config.train.batch)
         self.source, self.negatives = open_source(config.data), open_negatives(config.data)
         self.config = config = _with_steps(config, len(self.source))
-        # A resumed run restores its own discriminator.
         resumed, start = start is not None, start or config.train.start_from
         self.start = load_model(start) if start else None
-        self._start_checkpoints = storage.open_path(start) / "checkpoints" if start and not resumed else None
         if self.start:
             check_start(self.start, config)
         self.networks, frozen = make_networks(config)
+        # A model without its run, such as the one in the box, has no discriminator. A resumed run restores its own.
+        has_discriminator = start and not resumed and self.networks.discriminator
+        self._start_discriminator = read_discriminator(storage.open_path(start) / "checkpoints") if has_discriminator else {}
         self.frozen = devices.replicate(frozen, self.mesh)
         self.shardings, self.step = compiled_step(config, self.networks, self.mesh)
 
@@ -51,9 +52,7 @@ class Trainer:
         """Returns a fresh state on the devices. Its weights are those of the run or model to start from, if any."""
         state = init_state(self.config, self.networks)
         if self.start:
-            # A model without its run, such as the one in the box, has no discriminator.
-            discriminator = read_discriminator(self._start_checkpoints) if self._start_checkpoints else {}
-            state = start_from(state, self.start, discriminator, self.config)
+            state = start_from(state, self.start, self._start_discriminator, self.config)
         return devices.put(state, self.shardings)
 
     def batches(self, first_step: int, faults: pipeline.Faults | None = None) -> Iterator[Any]:

@@ -44,6 +44,14 @@ def noise(number, side):
     return np.random.default_rng([1, number]).integers(0, 256, (1, 3, side, side), dtype=np.uint8)
 
 
+def scene(number):
+    """A smooth image of its own brightness and contrast, uint8 `[1, 3, side, side]`, so that each has other statistics."""
+    rng = np.random.default_rng([5, number])
+    coarse = rng.uniform(0.3, 0.7) + rng.uniform(0.1, 1.5) * rng.normal(0, 0.3, (1, 3, 16, 16))
+    fine = np.kron(coarse, np.ones((TRAINED_SIDE // 16, TRAINED_SIDE // 16)))
+    return np.clip(255 * fine, 0, 255).astype(np.uint8)
+
+
 def kept_units(shape):
     """The units that dropout keeps, the same at every step: a boolean array of the network's own layout."""
     return np.random.default_rng(2).random(shape) < 0.5
@@ -267,25 +275,28 @@ def pix2pix():
 
 
 def trained_unet():
-    """A U-Net-256 after fifty steps with an L1 loss: its state dict, an image, and its outputs with `--eval` and without."""
+    """A U-Net-256 after fifty steps with an L1 loss: its state dict, and its outputs for one image in both test modes."""
     rng = np.random.default_rng(4)
-    arrays = {name: rng.normal(0, 0.05, shape) for name, shape in unet_shapes(TRAINED_LEVELS).items()}
-    for name in arrays:
+    arrays = {name: rng.normal(0, 0.2, shape) for name, shape in unet_shapes(TRAINED_LEVELS).items()}
+    for name, value in arrays.items():
         if name.endswith(".running_var"):
-            arrays[name] = np.ones_like(arrays[name])
+            value[...] = 1
+        elif name.endswith((".5.weight", "model.3.weight")):
+            # What comes from below weighs more than the skip, so that dropout and statistics of few values show in the output.
+            value[len(value) // 2 :] *= 4
+            value[: len(value) // 2] *= 0.5
     g = tensors({name: value.astype(np.float32) for name, value in arrays.items()})
     optimizer = adam(trainable(g))
     for step in range(TRAINED_STEPS):
-        source, target = (torch.from_numpy(noise(n, TRAINED_SIDE)).float() / 127.5 - 1 for n in (step, 1000 + step))
+        source, target = (torch.from_numpy(scene(n)).float() / 127.5 - 1 for n in (step, 1000 + step))
         optimizer.zero_grad()
         f.l1_loss(pix2pix_generator(g, source, TRAINED_LEVELS), target).backward()
         optimizer.step()
     state = {f"state|{name}": value.detach().numpy().copy() for name, value in g.items()}
-    image = noise(2000, TRAINED_SIDE)
     outputs = {}
     with torch.no_grad():
         for mode in ("eval", "train"):
-            x = torch.from_numpy(image).float() / 127.5 - 1
+            x = torch.from_numpy(scene(2000)).float() / 127.5 - 1
             y = pix2pix_generator(g, x, TRAINED_LEVELS, training=mode == "train")
             outputs[mode] = np.rint((y.numpy() + 1) * 127.5).astype(np.uint8)
     return state | outputs
@@ -303,10 +314,10 @@ def pix2pixhd(recipe, generator, scales, stages):
             fake = generator(g, source)
             pool = hd_discriminator(d, torch.cat([source, fake.detach()], 1), scales)
             real = hd_discriminator(d, torch.cat([source, target], 1), scales)
-            judged = hd_discriminator(d, torch.cat([source, fake], 1), scales)
+            fake_scales = hd_discriminator(d, torch.cat([source, fake], 1), scales)
             loss_d = 0.5 * sum((a[-1] ** 2).mean() + ((b[-1] - 1) ** 2).mean() for a, b in zip(pool, real, strict=True))
-            loss_g = sum(((scale[-1] - 1) ** 2).mean() for scale in judged)
-            for a, b in zip(judged, real, strict=True):
+            loss_g = sum(((scale[-1] - 1) ** 2).mean() for scale in fake_scales)
+            for a, b in zip(fake_scales, real, strict=True):
                 loss_g = loss_g + sum(10 / scales * f.l1_loss(x, y.detach()) for x, y in zip(a[:-1], b[:-1], strict=True))
             for weight, x, y in zip(VGG_LAYER_WEIGHTS, vgg_features(vgg, fake), vgg_features(vgg, target), strict=True):
                 loss_g = loss_g + 10 * weight * f.l1_loss(x, y)
