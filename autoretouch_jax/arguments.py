@@ -133,6 +133,20 @@ class EvaluateArguments:
 
 
 @dataclass(frozen=True)
+class CompareArguments:
+    """Compare runs: how far each one is, its best validation, its speed, its verdict, and the config keys that differ.
+
+    autoretouch compare runs/a runs/b --html compare.html
+    """
+
+    # Texts and not Paths: they may be in gs:// or s3://.
+    runs: Positional[tuple[str, ...]]
+    """The --workdir of a training each: a row each."""
+    html: Path | None = None
+    """Also write a page with the curves of the runs over one another."""
+
+
+@dataclass(frozen=True)
 class RetouchArguments:
     """Retouch the faces in photographs of any size. Colour profile, EXIF and format are kept.
 
@@ -299,6 +313,7 @@ ARGUMENTS: dict[str, Any] = {
     "sweep": SweepArguments,
     "doctor": DoctorArguments,
     "evaluate": EvaluateArguments,
+    "compare": CompareArguments,
     "retouch": RetouchArguments,
     "models": ModelsArguments,
     "convert": ConvertArguments,

@@ -17,7 +17,8 @@ from autoretouch_jax.runtime.stop import StopRequest, parse_duration, requeue_on
 
 Argv = Sequence[str]
 
-# Verbs that a scheduler may stop and start again: on SIGTERM they exit with 75, even during their imports.
+# Verbs that take the flags of a run. A scheduler may stop and start them again: on SIGTERM they exit with 75, even during
+# their imports.
 RESTARTABLE = ("train", "sweep")
 
 
@@ -82,6 +83,13 @@ def _evaluate(argv: Argv) -> int:
             metric = lpips.load(arguments.lpips, arguments.lpips_weights, arguments.lpips_heads)
         output = (arguments.json, arguments.pictures)
         return evaluate.run(arguments.models, pairs, *output, metric, arguments.faces, alone)
+
+
+def _compare(argv: Argv) -> int:
+    arguments = parse("compare", argv)
+    from autoretouch_jax.tools import compare
+
+    return compare.run(arguments.runs, arguments.html)
 
 
 def _models(argv: Argv) -> int:
@@ -178,6 +186,7 @@ VERBS: dict[str, Callable[[Argv], int]] = {
     "sweep": _sweep,
     "doctor": _doctor,
     "evaluate": _evaluate,
+    "compare": _compare,
     "retouch": _retouch,
     "models": _models,
     "convert": _convert,
@@ -287,6 +296,14 @@ def _run(verb: str, argv: Argv) -> int:
         return EXIT_REFUSED
     except (BadInput, OSError) as error:  # an OSError: a full disk, a file that vanished
         print(f"autoretouch {verb}: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except RuntimeError as error:  # too little memory, a step that XLA cannot compile; any other is a bug
+        from autoretouch_jax.runtime.failures import explain
+
+        failure = explain(error, training=verb in RESTARTABLE)
+        if failure is None:
+            raise
+        print(f"autoretouch {verb}: {failure}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

@@ -5,6 +5,7 @@ set -u
 : "${TPU:?a name for the slice}" "${ZONE:?}" "${TYPE:?accelerator type}" "${IMAGE:?launch/Dockerfile built with ACCELERATOR=tpu}"
 RUNTIME=${RUNTIME:-v2-alpha-tpuv5-lite} # v5p: v2-alpha-tpuv5, v6e: v2-alpha-tpuv6e
 PAUSE=${PAUSE:-60}
+GIVE_UP=${AUTORETOUCH_GIVE_UP:-3} # after so many starts in a row without a checkpoint
 
 queue() { local verb=$1; shift; gcloud compute tpus queued-resources "$verb" "$TPU" --zone="$ZONE" "$@"; }
 state() { queue describe --format='value(state.state)' 2>/dev/null; }
@@ -12,7 +13,8 @@ state() { queue describe --format='value(state.state)' 2>/dev/null; }
 # Every host runs the image once, in the background, and waits for its status: when ssh breaks off, gcloud runs this
 # again and it follows the same container.
 host="sudo docker inspect autoretouch >/dev/null 2>&1 ||
-  sudo docker run --detach --name autoretouch --privileged --net=host $IMAGE train$(printf ' %q' "$@") || exit 1
+  sudo docker run --detach --name autoretouch --privileged --net=host --env AUTORETOUCH_GIVE_UP=$GIVE_UP \
+    $IMAGE train$(printf ' %q' "$@") || exit 1
 sudo docker logs --follow autoretouch
 status=\$(sudo docker wait autoretouch)
 sudo docker rm autoretouch >/dev/null

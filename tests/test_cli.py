@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from autoretouch_jax import cli
@@ -116,3 +117,22 @@ def test_a_group_of_verbs_lists_its_own(capsys):
     assert "data audit" in capsys.readouterr().out
     assert cli.main(["data", "prepair"]) == 2
     assert "did you mean data prepare" in capsys.readouterr().err
+
+
+def test_too_little_memory_is_a_message_and_status_1(monkeypatch, capsys):
+    monkeypatch.setitem(cli.VERBS, "train", lambda _: jnp.zeros(1 << 46).block_until_ready())
+    assert cli.main(["train"]) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("autoretouch train: the device has too little memory (RESOURCE_EXHAUSTED: Out of memory")
+    assert "--parallel.remat full, --parallel.accumulate 2, half of --train.batch, a smaller --data.crop" in errors
+    assert "autoretouch plan CONFIG --topology KIND:NUMBER --fit" in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_an_error_that_nobody_knows_keeps_its_traceback(monkeypatch):
+    def fail(_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+    monkeypatch.setitem(cli.VERBS, "train", fail)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+        cli.main(["train"])

@@ -21,8 +21,8 @@ from autoretouch_jax.data.records import RecordSource
 from autoretouch_jax.demo import faces
 
 # In this order, because later pages use what earlier ones have made.
-PAGES = ["docs/training.md", "docs/data.md", "README.md", "docs/metrics.md", "docs/planning.md", "docs/sweeps.md",
-         "docs/many_devices.md"]  # fmt: skip
+PAGES = ["docs/training.md", "docs/monitoring.md", "docs/data.md", "README.md", "docs/metrics.md", "docs/planning.md",
+         "docs/sweeps.md", "docs/many_devices.md"]  # fmt: skip
 OTHER_PAGES = ["docs/exit_statuses.md", "docs/published.md", "docs/extending.md"]
 SMALL = {
     "autoretouch": {"width": 4, "blocks": 1},
@@ -223,7 +223,7 @@ def test_flags_named_in_a_page_exist():
     for name in (ROOT / "configs").glob("*.py"):
         known |= {f"--{key.replace('_', '-')}" for key in loading.flatten(loading.load(name))}
     known |= {f"--{field.name.replace('_', '-')}" for kind in ARGUMENTS.values() for field in dataclasses.fields(kind)}
-    known |= {"--help", "--version", "--build-arg"}
+    known |= {"--help", "--version", "--build-arg", "--logdir"}
     for page in [*PAGES, *OTHER_PAGES]:
         if page == "docs/extending.md":  # its example adds a flag
             continue

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from conftest import edited
 
+from autoretouch_jax.runtime import starts
 from autoretouch_jax.sweeps.report import as_python
 
 LAUNCH = Path(__file__).parent.parent / "launch"
@@ -65,6 +67,14 @@ def test_every_launcher_starts_autoretouch_requeues_on_75_and_explains_itself():
             subprocess.run(["bash", "-n", str(path)], check=True)
 
 
+def test_every_launcher_that_starts_again_says_when_to_give_up():
+    for name in ("local.sh", "slurm.sbatch", "sweep.sbatch", "tpu_vm.sh", "jobset.yaml", "sky.yaml"):
+        assert re.search(r"AUTORETOUCH_GIVE_UP(=3|:-3|, value: \"3\")", (LAUNCH / name).read_text()), name
+    described, _ = load("jobset")
+    pod = described["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert {"name": starts.VARIABLE, "value": "3"} in pod["containers"][0]["env"]
+
+
 def test_the_dockerfile_installs_the_extras_that_exist():
     import tomllib
 
@@ -111,6 +121,55 @@ def test_local_starts_one_run_of_several_processes_and_hands_on_signal_and_statu
     assert started.returncode == 75, said
     assert "4 cpu device(s) of 2 process(es)" in said
     assert f"stopped at step {steps_saved(workdir)[-1]} " in said
+
+
+# Stands for a run of several processes. Each start writes a line, and ends with the next of STATUSES.
+STARTED = """#!/bin/sh
+echo "$JAX_PROCESS_ID $JAX_COORDINATOR_ADDRESS $AUTORETOUCH_GIVE_UP" >> calls
+trap 'exit 75' TERM
+set -- $STATUSES
+shift "$(($(grep -c "^$JAX_PROCESS_ID " calls) - 1))"
+[ "$1" = wait ] && { touch waiting; while true; do sleep 0.1; done; }
+exit "$1"
+"""
+
+
+@pytest.mark.parametrize(
+    ("statuses", "flags", "started", "status"),
+    [
+        ("75 75 0", [], 3, 0),
+        ("75 2", [], 2, 2),
+        ("1", [], 1, 1),
+        ("130", [], 1, 130),
+        ("75", ["--max-time", "1h"], 1, 75),
+    ],
+)
+def test_local_starts_again_on_75_alone(tmp_path, statuses, flags, started, status):
+    ended = local(tmp_path, statuses, flags)
+    ended.wait(timeout=60)
+    assert ended.returncode == status
+    calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+    assert [sum(call[0] == process for call in calls) for process in "01"] == [started, started]
+    assert len({call[1] for call in calls}) == started, "a new port for every start"
+    assert {call[2] for call in calls} == {"3"}
+
+
+def test_local_does_not_start_again_when_it_was_stopped_itself(tmp_path):
+    ended = local(tmp_path, "75 wait wait", [])
+    wait_for((tmp_path / "waiting").exists, "the second start")
+    time.sleep(0.5)  # both processes
+    ended.send_signal(signal.SIGTERM)
+    assert ended.wait(timeout=60) == 75
+    assert len((tmp_path / "calls").read_text().splitlines()) == 4
+
+
+def local(folder: Path, statuses: str, flags: list[str]) -> subprocess.Popen:
+    """`launch/local.sh 2`, with the stand-in."""
+    (folder / "autoretouch").write_text(STARTED)
+    (folder / "autoretouch").chmod(0o755)
+    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "STATUSES": statuses}
+    environment.pop("JAX_COORDINATOR_ADDRESS", None)
+    return subprocess.Popen(["bash", str(LAUNCH / "local.sh"), "2", "CONFIG", *flags], env=environment, cwd=folder)
 
 
 GCLOUD = """#!/bin/bash

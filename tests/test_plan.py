@@ -25,6 +25,8 @@ has_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reas
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORETOUCH_CACHE", str(tmp_path / "cache"))
+    for name in (*plan.SHARE_VARIABLES, "XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_ALLOCATOR"):
+        monkeypatch.delenv(name, raising=False)  # JAX takes three quarters of a GPU
 
 
 @pytest.mark.parametrize(
@@ -89,13 +91,59 @@ def test_what_does_not_fit_is_a_result_with_advice(capsys):
     assert "--parallel.remat full" in said
 
 
+@pytest.mark.parametrize(
+    ("environment", "share"),
+    [
+        ({}, 0.75),
+        ({"XLA_PYTHON_CLIENT_MEM_FRACTION": ".9"}, 0.9),
+        ({"XLA_CLIENT_MEM_FRACTION": "0.5", "XLA_PYTHON_CLIENT_MEM_FRACTION": ".9"}, 0.5),
+        ({"XLA_PYTHON_CLIENT_MEM_FRACTION": "2"}, 1.0),
+        ({"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, 0.75),  # memory is taken when it is needed, up to the same limit
+        ({"XLA_PYTHON_CLIENT_ALLOCATOR": "platform", "XLA_PYTHON_CLIENT_MEM_FRACTION": ".9"}, 1.0),
+    ],
+)
+def test_a_gpu_has_the_memory_that_jax_takes_of_it(small_config, monkeypatch, environment, share):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    figures = plan.analyse(plan.plannable(small_config), chips.read_slice("h100:1"))
+    assert figures["limit"] == pytest.approx(share * (80 - plan.RESERVED) * GIB)
+    assert figures["share"] == share
+
+
+@pytest.mark.parametrize("text", ["all", "0", "-1"])
+def test_a_share_that_is_none_is_refused(monkeypatch, text):
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", text)
+    with pytest.raises(Refused, match=f"XLA_PYTHON_CLIENT_MEM_FRACTION={text}: must be a number above 0"):
+        plan.memory_share()
+
+
+def test_a_step_that_needs_more_than_jaxs_share_does_not_fit_until_the_share_is_raised(small_config, monkeypatch, capsys):
+    """Of 79 GiB JAX takes 59."""
+    real = gpu.estimate
+
+    def estimate(config, count):
+        figures = real(config, count)
+        return figures | {"memory": {"argument": GIB, "temp": 69 * GIB, "peak": 70 * GIB}}
+
+    monkeypatch.setattr(gpu, "estimate", estimate)
+    command = ["plan", "configs/retouch.py", "--topology", "h100:1"]
+    assert cli.main(command) == 1
+    said = capsys.readouterr().out
+    assert "DOES NOT FIT: needs 70.00 GiB, has 59.44 GiB" in said
+    assert "JAX takes 75% of it, which leaves 59.44 GiB for a step; XLA_PYTHON_CLIENT_MEM_FRACTION=0.95" in said
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+    assert cli.main(command) == 0
+    assert "JAX takes 95% of it, which leaves 75.29 GiB for a step\n" in capsys.readouterr().out
+
+
 FIT = {"generator": {"width": 16, "blocks": 3}, "data": {"crop": 64}, "loss": {"adversarial_weight": 0.0}}
 
 
 def small_card() -> chips.Slice:
     """Two GPUs with so little memory that it is what limits a small network."""
     machine = chips.read_slice("rtx4090:2")
-    return dataclasses.replace(machine, chip=dataclasses.replace(machine.chip, memory=1.0))
+    # A step may use a quarter of a GiB.
+    return dataclasses.replace(machine, chip=dataclasses.replace(machine.chip, memory=plan.RESERVED + 0.25 / plan.JAX_SHARE))
 
 
 def every_variant(config, machine) -> list:

@@ -38,6 +38,39 @@ sys.exit(cli.main(pickle.loads(Path(sys.argv[1]).read_bytes())))
 """
 
 
+# As the command line does, which turns Refused into status 2. Each process may work in its own folder.
+REFUSED = """
+import os, pickle, sys
+from pathlib import Path
+from autoretouch_jax.errors import Refused
+from autoretouch_jax.training import loop
+os.chdir(os.environ.get("FOLDERS", ".").replace("P", os.environ["JAX_PROCESS_ID"]))
+try:
+    sys.exit(loop.run(pickle.loads(Path(sys.argv[1]).read_bytes()), Path(os.environ.get("WORKDIR", sys.argv[2]))))
+except Refused as error:
+    print(error, file=sys.stderr)
+    sys.exit(2)
+"""
+
+# Process FAILING fails at its fourth batch, as FAILURE says.
+FAILS = """
+import os, pickle, sys
+from pathlib import Path
+import jax.numpy as jnp
+from autoretouch_jax.training import loop
+batches, put = [], loop.Trainer.put
+
+def failing(trainer, batch, *rest):
+    batches.append(0)
+    if len(batches) == 4 and os.environ["JAX_PROCESS_ID"] == os.environ["FAILING"]:
+        jnp.zeros(1 << 46).block_until_ready() if os.environ["FAILURE"] == "memory" else os.abort()
+    return put(trainer, batch, *rest)
+
+loop.Trainer.put = failing
+sys.exit(loop.run(pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2])))
+"""
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -190,6 +223,51 @@ def test_what_one_process_refuses_ends_the_others_with_its_reason_and_status(spr
     assert [status for status, _, _ in ends] == [2, 1], ends  # 1: only the command line turns Refused into 2
     assert "process 1 has stopped: Refused" in ends[0][2]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("failing", "failure", "words"),
+    [
+        (1, "memory", "--parallel.accumulate 2"),
+        (1, "abort", "JAX or another library has aborted"),
+        (0, "abort", "JAX or another library has aborted"),
+    ],
+)
+def test_a_failure_that_every_start_would_repeat_ends_all_with_status_1(
+    spread_config, tmp_path, monkeypatch, failing, failure, words
+):
+    """Status 75 would start the run again without end."""
+    monkeypatch.setenv("FAILURE", failure)
+    monkeypatch.setenv("FAILING", str(failing))
+    ends = Run(edited(spread_config, train={"steps": 100_000}), tmp_path / "run", program=FAILS).end()
+    assert [status for status, _, _ in ends] == [1, 1], ends
+    assert words in ends[failing][2]
+    assert f"process {failing} has stopped: " in ends[1 - failing][2]
+    assert words in ends[1 - failing][2]
+    assert not any("is gone" in errors or "goes on from" in errors for _, _, errors in ends)
+
+
+def test_a_work_directory_that_is_not_shared_is_refused(spread_config, tmp_path, monkeypatch):
+    """Every process has a folder of that name on its own disk."""
+    for number in "01":
+        (tmp_path / number).mkdir()
+    monkeypatch.setenv("FOLDERS", str(tmp_path / "P"))
+    monkeypatch.setenv("WORKDIR", "run")
+    ends = Run(spread_config, tmp_path / "run", program=REFUSED).end()
+    assert [status for status, _, _ in ends] == [2, 2], ends
+    for _, _, errors in ends:
+        assert f"is not seen by process 1 on {socket.gethostname()}; choose a folder that all hosts share" in errors
+    assert not list(tmp_path.glob("*/run/checkpoints/*"))
+    assert not list(tmp_path.glob("*/run/.shared*"))
+
+
+def test_a_run_that_makes_no_progress_is_refused_by_all_processes(spread_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTORETOUCH_GIVE_UP", "2")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "starts.json").write_text('{"step": 0, "starts": 2}')
+    ends = Run(spread_config, tmp_path / "run", program=REFUSED).end()
+    assert [status for status, _, _ in ends] == [2, 2], ends
+    assert all("2 start(s) in a row began at step 0, and none of them wrote a checkpoint" in errors for _, _, errors in ends)
 
 
 def test_a_coordinator_that_never_comes_is_named():

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from autoretouch_jax.config import ParallelConfig
 from autoretouch_jax.errors import EXIT_FAILED, EXIT_REFUSED, EXIT_REQUEUE, BadInput, Refused
-from autoretouch_jax.runtime import devices, processes, storage, watch
+from autoretouch_jax.runtime import devices, failures, processes, starts, storage, watch
 from autoretouch_jax.runtime.stop import StopRequest, requeue_on_sigterm
 from autoretouch_jax.runtime.tables import text_table
 
@@ -126,7 +126,7 @@ class Ended(Exception):
 def watched(monkeypatch):
     """A watch of process 0 of 3, over a stand-in for the service. Its end raises `Ended`."""
 
-    def end(message, stacks=True, status=EXIT_REQUEUE):
+    def end(message, stacks=True, status=EXIT_REQUEUE, delay=0.0):
         raise Ended(message, status)
 
     monkeypatch.setattr(watch, "end_process", end)
@@ -138,9 +138,12 @@ def watched(monkeypatch):
     return watch.Watch(timeout=100.0), service
 
 
-def report(service: Service, process: int, seconds_ago: float) -> None:
-    life = {"time": time.time() - seconds_ago, "step": 7, "host": "node", "pid": 42}
-    service.values[f"autoretouch/alive/{process}"] = json.dumps(life)
+def report(service: Service, process: int, seconds_ago: float, clock: float = 0.0) -> None:
+    """A report that this process has first seen so many seconds ago. The peer's own clock is wrong by `clock` seconds."""
+    life = {"number": 3, "time": time.time() + clock, "step": 7, "host": "node", "pid": 42}
+    text = service.values[f"autoretouch/alive/{process}"] = json.dumps(life)
+    if seconds_ago:
+        watch._seen[str(process)] = text, time.monotonic() - seconds_ago
 
 
 def test_no_process_is_checked_while_steps_are_made(watched):
@@ -158,6 +161,36 @@ def test_a_silent_process_is_named_with_its_host_and_step(watched):
     assert "missing: process 2 (node, pid 42, last heard of 90 s ago at step 7)" in message
     assert "process 1" not in message
     assert status == EXIT_REQUEUE
+
+
+@pytest.mark.parametrize("clock", [-3600.0, 3600.0])
+def test_a_process_whose_clock_is_wrong_is_judged_by_its_reports(watched, clock):
+    """A live peer is not lost because its clock is an hour slow, nor a silent one alive because its clock is fast."""
+    one, service = watched
+    report(service, 1, seconds_ago=0, clock=clock)
+    report(service, 2, seconds_ago=90, clock=clock)
+    with pytest.raises(Ended) as ended:
+        one._end_if_lost(waited=90.0)
+    message, _ = ended.value.args
+    assert "process 1" not in message
+    assert "process 2 (node, pid 42, last heard of 90 s ago" in message
+
+
+def test_a_new_report_makes_a_process_alive_again(watched):
+    one, service = watched
+    for process in (1, 2):
+        report(service, process, seconds_ago=90)
+    for process in (1, 2):
+        service.values[f"autoretouch/alive/{process}"] = json.dumps({"number": 4, "step": 7, "host": "node", "pid": 42})
+    one._end_if_lost(waited=90.0)
+
+
+def test_two_reports_of_a_process_differ(watched):
+    one, service = watched
+    one._report()
+    before = service.values["autoretouch/alive/0"]
+    one._report()
+    assert service.values["autoretouch/alive/0"] != before
 
 
 def test_a_process_that_never_reported_is_named_so(watched):
@@ -213,6 +246,74 @@ def test_an_own_error_is_announced_to_the_others(watched, error, status):
     assert type(error).__name__ in reason
 
 
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: Out of memory allocating 281474976710656 bytes."
+LOST_PEER = "FAILED_PRECONDITION: Buffer Definition Event: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:9"
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (OUT_OF_MEMORY, "--parallel.remat full, --parallel.accumulate 2, half of --train.batch, a smaller --data.crop"),
+        ("INTERNAL: NCCL operation ncclCommInitRank failed (Cuda failure 2 'out of memory')", "autoretouch plan CONFIG"),
+        ("RESOURCE_EXHAUSTED: Compilation failure: Ran out of memory in memory space hbm.", "too little memory"),
+        ("INVALID_ARGUMENT: Binary op add with incompatible shapes", "XLA cannot compile or run this program"),
+        ("UNIMPLEMENTED: select-and-scatter", "XLA cannot compile or run this program (UNIMPLEMENTED: select-and-scatter)"),
+        ("INTERNAL: XLA compilation failed: ptxas exited with 255", "version of jax"),
+    ],
+)
+def test_a_failure_that_every_start_repeats_is_explained(message, words):
+    assert words in (failures.explain(jax.errors.JaxRuntimeError(message)) or "")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError(OUT_OF_MEMORY),
+        jax.errors.JaxRuntimeError(LOST_PEER),
+        jax.errors.JaxRuntimeError("INTERNAL: a bug"),
+        jax.errors.JaxRuntimeError("UNAVAILABLE: failed to connect"),
+        jax.errors.JaxRuntimeError("INVALID_ARGUMENT: Gloo all-reduce failed: Connection closed by peer"),
+    ],
+)
+def test_any_other_error_is_not_explained(error):
+    assert failures.explain(error) is None
+
+
+def test_only_the_verbs_that_train_are_told_to_change_a_run():
+    advice = failures.explain(jax.errors.JaxRuntimeError(OUT_OF_MEMORY), training=False)
+    assert advice
+    assert "--" not in advice
+
+
+def test_too_little_memory_ends_all_processes_with_status_1(watched):
+    one, service = watched
+    with pytest.raises(Ended) as ended, one:
+        raise jax.errors.JaxRuntimeError(OUT_OF_MEMORY)
+    message, status = ended.value.args
+    assert status == EXIT_FAILED
+    assert "too little memory" in message
+    assert json.loads(service.values["autoretouch/leaving/0"]) == [message, EXIT_FAILED]
+
+
+def test_a_broken_collective_ends_with_the_status_of_the_process_that_broke_it(watched):
+    one, service = watched
+    for process in (1, 2):
+        report(service, process, seconds_ago=0)
+    service.values["autoretouch/leaving/2"] = json.dumps(["too little memory", EXIT_FAILED])
+    with pytest.raises(Ended) as ended, one:
+        raise jax.errors.JaxRuntimeError(LOST_PEER)
+    assert ended.value.args == ("process 2 has stopped: too little memory", EXIT_FAILED)
+
+
+def test_a_broken_collective_without_a_reason_means_start_again(watched):
+    one, _ = watched
+    with pytest.raises(Ended) as ended, one:
+        raise jax.errors.JaxRuntimeError(LOST_PEER)
+    message, status = ended.value.args
+    assert status == EXIT_REQUEUE
+    assert "a collective failed after step 0" in message
+
+
 def test_a_single_process_needs_no_watch():
     before = threading.active_count()
     with watch.Watch(1.0) as one:
@@ -224,6 +325,57 @@ def test_a_single_process_waits_for_nobody():
     processes.barrier("alone", timeout=0.001)
     assert processes.gather("alone", "text", timeout=0.001) == ["text"]
     assert (processes.index(), processes.count(), processes.is_first()) == (0, 1, True)
+
+
+# ---- starts without progress ------------------------------------------------------------------------------------------------
+
+
+def test_without_the_variable_starts_are_not_counted(tmp_path, monkeypatch):
+    monkeypatch.delenv(starts.VARIABLE, raising=False)
+    for _ in range(9):
+        starts.note_start(tmp_path, 0, timeout=1.0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_after_three_starts_from_one_step_the_fourth_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv(starts.VARIABLE, "3")
+    for _ in range(2):
+        starts.note_start(tmp_path, 0, timeout=1.0)
+    for _ in range(3):  # a checkpoint was made: the count begins anew
+        starts.note_start(tmp_path, 40, timeout=1.0)
+    for _ in range(2):  # and a refusal does not count as a start
+        with pytest.raises(Refused, match=r"3 start\(s\) in a row began at step 40, .*the last log says why.*starts\.json"):
+            starts.note_start(tmp_path, 40, timeout=1.0)
+    assert json.loads((tmp_path / "starts.json").read_text()) == {"step": 40, "starts": 3}
+    starts.note_start(tmp_path, 50, timeout=1.0)
+    (tmp_path / "starts.json").unlink()
+    starts.note_start(tmp_path, 40, timeout=1.0)
+
+
+def test_a_finished_run_may_be_started_any_number_of_times(tmp_path, monkeypatch):
+    monkeypatch.setenv(starts.VARIABLE, "1")
+    for _ in range(3):
+        starts.note_start(tmp_path, 40, timeout=1.0, until=40)
+    assert not list(tmp_path.iterdir())
+    starts.note_start(tmp_path, 40, timeout=1.0, until=50)
+    with pytest.raises(Refused, match="began at step 40"):
+        starts.note_start(tmp_path, 40, timeout=1.0, until=50)
+
+
+@pytest.mark.parametrize("damaged", [b"", b"[3]", b'{"step": 0}', b'{"step": 0, "starts": "many"}', b"\xff"])
+def test_a_damaged_count_of_starts_counts_as_none(tmp_path, monkeypatch, damaged):
+    monkeypatch.setenv(starts.VARIABLE, "1")
+    (tmp_path / "starts.json").write_bytes(damaged)
+    starts.note_start(tmp_path, 0, timeout=1.0)
+    with pytest.raises(Refused, match="began at step 0"):
+        starts.note_start(tmp_path, 0, timeout=1.0)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "three"])
+def test_a_number_of_starts_that_is_none_is_refused(tmp_path, monkeypatch, text):
+    monkeypatch.setenv(starts.VARIABLE, text)
+    with pytest.raises(Refused, match=f"AUTORETOUCH_GIVE_UP={text}"):
+        starts.note_start(tmp_path, 0, timeout=1.0)
 
 
 # ---- devices ----------------------------------------------------------------------------------------------------------------

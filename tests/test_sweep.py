@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 from conftest import edited
 from optuna import distributions
@@ -73,6 +74,57 @@ def test_two_workers_killed_and_started_again_lose_no_trial_and_make_none_twice(
     assert (folder / "sweep.png").stat().st_size > 10_000
 
 
+def test_the_tasks_of_one_srun_are_workers_of_their_own(command, small_config, tmp_path):
+    """Two tasks of a Slurm step. As processes of one run they would wait for each other, and average different trials."""
+    base = edited(small_config, train={"steps": 2, "checkpoint_every": 1}, parallel={"timeout": 15})
+    (tmp_path / "base.py").write_text(as_python(base, "A run of a second."))
+    step = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "autoretouch_jax.cli", *command, "--trials", "2"],
+            env=os.environ | step | {"SLURM_PROCID": task, "SLURM_LOCALID": task},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for task in "01"
+    ]
+    said = [worker.communicate(timeout=240)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], said
+    rows = list(csv.DictReader((tmp_path / "sweep" / "trials.csv").open()))
+    assert [row["steps"] for row in rows] == ["2", "2"], said
+    assert load(tmp_path / "sweep" / "best.py").parallel.distributed == "auto"  # the winner may train on many hosts
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--parallel.distributed", "on"], "--parallel.distributed on: every worker of a sweep is a run of its own"),
+        (
+            ["--parallel.coordinator", "h:1", "--parallel.processes", "2"],
+            "--parallel.coordinator h:1: every worker of a sweep is a run of its own",
+        ),
+    ],
+)
+def test_a_sweep_whose_workers_would_join_is_refused(command, tmp_path, capsys, flags, message):
+    assert cli.main([*command, *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_trial_that_needs_too_much_memory_fails_and_the_sweep_goes_on(small_config, module_pairs, tmp_path, monkeypatch):
+    def run(config, workdir, stop, steps):
+        jnp.zeros(1 << 46).block_until_ready()
+
+    monkeypatch.setattr(sweep.loop, "run", run)
+    space = {"loss.edit_weight": distributions.CategoricalDistribution([1.0, 2.0])}
+    large = sweep.Sweep(small_config, space, 2, tmp_path / "large", "random", "psnr_rgb_u8", 1, None)
+    assert sweep.run(large, PairSource(*module_pairs)) == 1  # no trial was finished
+    rows = list(csv.DictReader((tmp_path / "large" / "trials.csv").open()))
+    assert len(rows) == 2
+    assert all("too little memory" in row["reason"] for row in rows)
+
+
 def test_the_winner_is_a_config_that_trains(small_config, tmp_path):
     path = tmp_path / "best.py"
     far = "/data of the-studio/" + "a-very long-folder/" * 12  # nothing may be broken inside a text
@@ -99,6 +151,7 @@ def test_a_grid_is_all_its_combinations_and_a_stopped_worker_says_so(small_confi
         ("space = 1 / 0", "ZeroDivisionError"),
         ('from optuna.distributions import *\nspace = {"optim.generator_rl": FloatDistribution(1, 2)}', "did you mean"),
         ('from optuna.distributions import *\nspace = {"train.batch": IntDistribution(0, 2)}', "train.batch 0"),
+        ('from optuna.distributions import *\nspace = {"parallel.process": IntDistribution(0, 1)}', "a run of its own"),
     ],
 )
 def test_a_space_that_cannot_be_searched_is_refused(command, tmp_path, capsys, space, message):

@@ -16,10 +16,12 @@ from autoretouch_jax.config.schema import (
     BlemishConfig,
     Config,
     DataConfig,
+    GuardConfig,
     LossConfig,
     OptimConfig,
     ParallelConfig,
     TrainConfig,
+    ValidationConfig,
 )
 
 # The names that `from autoretouch_jax.config import *` gives to a config file.
@@ -31,6 +33,7 @@ __all__ = [
     "DataConfig",
     "Discriminator",
     "Generator",
+    "GuardConfig",
     "LossConfig",
     "OptimConfig",
     "ParallelConfig",
@@ -40,5 +43,6 @@ __all__ = [
     "Pix2PixHDLocal",
     "Retouch",
     "TrainConfig",
+    "ValidationConfig",
     "load",
 ]

@@ -14,6 +14,15 @@ from autoretouch_jax.errors import Refused, did_you_mean
 PACKAGE = Path(__file__).resolve().parent.parent
 # A checkout has the shipped configs beside the package, an installed wheel inside it.
 SHIPPED_CONFIGS = (PACKAGE.parent / "configs", PACKAGE / "configs")
+# Keys whose values are paths of files and folders.
+PATH_KEYS = (
+    *(f"{group}.{key}" for group in ("data", "data.validation") for form in DATA_FORMS for key in form),
+    "data.validation.alone",
+    "data.audit",
+    "data.negatives",
+    "train.start_from",
+    "loss.vgg_weights",
+)
 
 
 def config_argument(argv: Sequence[str], switches: Collection[str] = ()) -> str | None:
@@ -104,10 +113,9 @@ def _with_value(config: Any, groups: list[str], name: str, value: Any) -> Any:
 def resolve(config: Config) -> Config:
     """Makes every path absolute, so that the same run can be resumed from any folder."""
     # Object storage has no working directory; `absolute` leaves its paths alone.
-    paths = [f"data.{key}" for form in DATA_FORMS for key in form] + ["data.audit", "data.negatives", "train.start_from"]
-    if config.loss.vgg_weights not in ("download", "random"):
-        paths.append("loss.vgg_weights")
-    flat = flatten(config)
+    paths, flat = list(PATH_KEYS), flatten(config)
+    if config.loss.vgg_weights in ("download", "random"):
+        paths.remove("loss.vgg_weights")
     # The model in the box is known by its name, wherever the package is installed.
     if config.train.start_from == PRETRAINED:
         paths.remove("train.start_from")

@@ -201,6 +201,8 @@ class AutoRetouchPatchGAN:
     width: int = 64
     """Channels of the first layer. They double three times."""
     norm: Literal["batch", "none"] = "batch"
+    spectral_norm: bool = False
+    """Divide each convolution's kernel by its largest singular value, so that the discriminator cannot grow steep."""
 
     returns_features: ClassVar[bool] = False
 
@@ -221,6 +223,8 @@ class PatchGAN:
     """Discriminators, which see the image at 1, 1/2, 1/4 … of its resolution: 2 in pix2pixHD, 3 with its local enhancer."""
     padding: int = 1
     """Zeros around each convolution's input: 1 in pix2pix, 2 in pix2pixHD."""
+    spectral_norm: bool = False
+    """Divide each convolution's kernel by its largest singular value, so that the discriminator cannot grow steep."""
 
     returns_features: ClassVar[bool] = True  # feature matching (pix2pixHD) compares them
 

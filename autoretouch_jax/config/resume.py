@@ -4,6 +4,7 @@ import dataclasses
 import json
 from typing import Any
 
+from autoretouch_jax.config.loading import PATH_KEYS
 from autoretouch_jax.config.schema import Config
 from autoretouch_jax.errors import Refused
 
@@ -14,8 +15,14 @@ MAY_CHANGE_ON_RESUME = (
     "train.checkpoint_every",
     "train.log_every",
     "train.sample_every",
+    "train.trackers",
     "parallel.",
     "data.on_bad",
+    "data.validation.",
+    "optim.generator_lr",
+    "optim.discriminator_lr",
+    "optim.clip_norm",
+    "guard.",
 )
 
 
@@ -24,26 +31,45 @@ def to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
-def refuse_other_run(config: Config, stored: Any) -> None:
-    """Refuses when the config.json at the path `stored` differs from `config` in a key that may not change on resume."""
+def stored_values(stored: Any) -> dict[str, Any]:
+    """Returns `{"group.name": value}` of the config.json at the path `stored`. Raises Refused when it cannot be read."""
     try:
-        before = _flatten_dict(json.loads(stored.read_text()))
+        return _flatten_dict(json.loads(stored.read_text()))
     except ValueError as error:
         raise Refused(f"{stored} is not readable JSON ({error}); choose another --workdir") from error
+
+
+def refuse_other_run(config: Config, stored: Any) -> list[str]:
+    """Refuses when the config.json at the path `stored` differs from `config` in a key that may not change on resume.
+
+    A key that the file lacks, because an earlier version wrote it, counts as that key's default. Returns the keys whose path
+    has changed: files may move, and the caller checks that they are still the same.
+    """
     # Through JSON, so that tuples and lists compare equal.
-    now = _flatten_dict(json.loads(to_json(config)))
-    changed = [
-        f"{key} ({before.get(key, 'absent')} there, {now.get(key, 'absent')} here)"
+    before, now = stored_values(stored), _flatten_dict(json.loads(to_json(config)))
+    defaults = _flatten_dict(json.loads(to_json(_with_defaults(config))))
+    before = {key: value for key, value in defaults.items() if key in now} | before
+    different = [
+        key
         for key in sorted(before.keys() | now.keys())
         # A key that is absent on one side differs from one whose value is null.
         if before.get(key, dataclasses.MISSING) != now.get(key, dataclasses.MISSING)
         and not key.startswith(MAY_CHANGE_ON_RESUME)
     ]
-    if changed:
+    # A path that is given on one side only is other data, or none.
+    moved = [key for key in different if key in PATH_KEYS and before.get(key) and now.get(key)]
+    if changed := [key for key in different if key not in moved]:
+        described = [f"{key} ({before.get(key, 'absent')} there, {now.get(key, 'absent')} here)" for key in changed]
         raise Refused(
-            f"--workdir {stored.parent} holds a run of another config: {', '.join(changed)}; "
+            f"--workdir {stored.parent} holds a run of another config: {', '.join(described)}; "
             "choose another --workdir, or give the values it was started with"
         )
+    return moved
+
+
+def _with_defaults(config: Config) -> Config:
+    """A config of the same networks in which every value is the default."""
+    return Config(generator=type(config.generator)(), discriminator=type(config.discriminator)())
 
 
 def _flatten_dict(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -21,14 +21,17 @@ class LossConfig:
     """The terms of the generator's loss. A term whose weight is 0 is not computed."""
 
     # The defaults are those of configs/autoretouch.py. Its weights are ours: the paper states none that we could read.
-    pixel: Literal["mse", "l1"] = "mse"
-    """`mse` is the paper's, `l1` pix2pix'."""
+    pixel: Literal["mse", "l1", "charbonnier"] = "mse"
+    """`mse` is the paper's, `l1` pix2pix'. `charbonnier` is l1 with a smooth minimum, below half a level of 8 bits."""
     pixel_weight: float = 100.0
     """Weight of the pixel loss."""
     edit_weight: float = 1.0
     """Weight of an edited pixel in the pixel loss at the start of training; 1 weights it like any other."""
     edit_weight_steps: int = 0
     """Steps over which that weight falls to 1: the network first learns to edit, then to leave the rest alone. 0 keeps it."""
+    left_share: float = 0.0
+    """Share of the blemishes that the retouchers are expected to have left in the targets. The mask loss allows for it, and the
+    pixel loss leaves out unedited pixels as far as they are such blemishes. It needs a network that predicts a mask."""
     # The paper's, after Goodfellow et al. 2014. pix2pixHD uses lsgan.
     adversarial: Literal["bce", "lsgan", "hinge"] = "bce"
     """Form of the adversarial loss."""
@@ -36,6 +39,11 @@ class LossConfig:
     """Weight of the adversarial loss. At 0 there is no discriminator."""
     adversarial_ramp: int = 0
     """Steps over which the adversarial weight rises from 0. 0 gives it in full from the start."""
+    r1_weight: float = 0.0
+    """Weight of the penalty R1 on the discriminator's gradient at the target. It keeps a strong discriminator useful."""
+    # StyleGAN2's period: a sixteenth of the cost, and no measurable loss (Karras et al. 2020, section 3.1).
+    r1_every: int = 16
+    """Compute that penalty on every so many-th step, so many times as strong."""
     feature_matching_weight: float = 0.0
     """Weight of the mean absolute difference between the discriminator's features for fake and target (pix2pixHD). It needs a
     PatchGAN."""
@@ -78,6 +86,38 @@ class BlemishConfig:
     """Share of the crops below an eye that get a shadow there. It needs `data.root` and a face that can be found."""
     clean_share: float = 0.1
     """Share of the crops that get no blemish, so that the network learns to leave skin alone."""
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """Images that are measured while training, beside doing nothing. All may change on resume.
+
+    They are pairs, or clean faces (`root`) that get fixed blemishes, and photographs in which nothing may change (`alone`).
+    None of them may be among the training data.
+    """
+
+    root: str | None = None
+    """A folder of clean faces of other people. Each gets blemishes once, the same in every validation."""
+    source: str | None = None
+    """A folder of images before retouching."""
+    target: str | None = None
+    """A folder of images after retouching, with the same names."""
+    records: str | None = None
+    """A folder that `autoretouch data prepare` wrote."""
+    tfds: str | None = None
+    """The folder of a TFDS data set that holds `source` and `target`."""
+    split: str = "validation"
+    """Split of the TFDS data set."""
+    alone: str | None = None
+    """A folder of photographs in which nothing may change. It may be given alone or beside one of the others."""
+    every: int = 1000
+    """Steps between two validations. The last step is always validated."""
+    images: int = 16
+    """Images of each kind that are measured, at most: evenly spaced over the folder."""
+    metric: Literal["psnr_rgb_u8", "edit_psnr", "edit_recovered", "ssim_rgb_u8_gauss11", "alone_identical"] = "psnr_rgb_u8"
+    """What decides which validation is the best one; higher is better. `model-best/` holds its model."""
+    patience: int = 0
+    """Validations in a row without a better one after which the run ends early. 0 trains to the end."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +175,7 @@ class DataConfig:
     extra_blemishes: float = 0.0
     """For pairs: share of the crops whose source gets blemishes drawn on top."""
     blemish: BlemishConfig = field(default_factory=BlemishConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
 
 @dataclass(frozen=True)
@@ -198,6 +239,32 @@ class TrainConfig:
     """Steps between two lines of metrics.jsonl."""
     sample_every: int = 1000
     """Steps between two pictures of samples."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Where the metrics also go. `wandb` and `mlflow` are extras. None of them can end a run."""
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """What happens when training goes astray. It all may change on resume.
+
+    An update that is not finite, or far larger than usual, is skipped. After many of them, or when the objective has grown far
+    above its own history, the run goes back to its last good checkpoint, leaves out the batches since then, and goes on with a
+    lower learning rate. After some such attempts it gives up and says why.
+    """
+
+    # The defaults are ours. In sound runs of every shipped config none of them has acted.
+    enabled: bool = True
+    """Whether to guard the run at all. Without it the first value that is not finite ends the run."""
+    spike: float = 100.0
+    """Skip an update whose gradient's norm is this many times its moving average. 0 skips only what is not finite."""
+    patience: int = 10
+    """Updates in a row that may be skipped before the run goes back to its last checkpoint."""
+    diverged: float = 10.0
+    """Go back when the generator's objective is this many times its average over the last thousand steps. 0 never does."""
+    rate_factor: float = 0.3
+    """Each return to a checkpoint multiplies both learning rates by this."""
+    rollbacks: int = 4
+    """Returns to a checkpoint before the run gives up."""
 
 
 @dataclass(frozen=True)
@@ -252,6 +319,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 

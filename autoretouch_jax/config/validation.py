@@ -12,17 +12,19 @@ AT_LEAST_ONE = (
     "generator.width", "generator.widest", "generator.levels", "generator.downs", "discriminator.width", "discriminator.layers",
     "discriminator.scales", "train.batch", "train.checkpoint_every", "train.log_every", "train.sample_every",
     "parallel.input_threads", "parallel.prefetch", "parallel.accumulate", "parallel.timeout", "loss.perceptual_downsample",
+    "loss.r1_every", "data.validation.every", "data.validation.images", "guard.patience",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "generator.blocks", "generator.global_blocks", "generator.local_blocks", "generator.dead_zone", "discriminator.widest",
     "optim.warmup_steps", "optim.clip_norm", "parallel.devices", "parallel.processes", "parallel.process",
     "train.seed", "train.steps", "train.epochs",
     "data.resize", "data.colour", "loss.edit_weight_steps", "loss.pixel_weight", "loss.adversarial_weight",
-    "data.face_size", "data.light",
+    "data.face_size", "data.light", "loss.r1_weight",
+    "data.validation.patience", "guard.spike", "guard.diverged", "guard.rollbacks",
     "loss.adversarial_ramp", "loss.perceptual_weight", "loss.feature_matching_weight", "loss.mask_weight",
 )  # fmt: skip
 POSITIVE = ("optim.generator_lr", "optim.discriminator_lr", "loss.edit_weight")
-BELOW_ONE = ("optim.beta1", "optim.beta2", "optim.ema", "generator.dropout")
+BELOW_ONE = ("optim.beta1", "optim.beta2", "optim.ema", "generator.dropout", "loss.left_share")
 SHARES = (
     "optim.decay_share",
     "optim.global_frozen_share",
@@ -35,6 +37,7 @@ SHARES = (
     "data.extra_blemishes",
     "generator.gate",
     "generator.gate_off_faces",
+    "guard.rate_factor",
 )
 RANGES = ("data.zoom", "data.blemish.radius", "data.blemish.strength", "data.blemish.patch", "data.blemish.per_megapixel")
 
@@ -62,6 +65,7 @@ def validate(config: Config) -> None:
     _validate_run(config)
     _validate_crop(config)
     _validate_data(config.data)
+    _validate_validation(config)
     _validate_parallel(config)
 
 
@@ -114,6 +118,31 @@ def _validate_data(data: DataConfig) -> None:
         )
 
 
+def _validate_validation(config: Config) -> None:
+    data = config.data.validation
+    given = [form for form in DATA_FORMS if any(getattr(data, key) for key in form)]
+    if len(given) > 1 or bool(data.source) != bool(data.target):
+        raise Refused(
+            "--data.validation: give clean faces (--data.validation.root), pairs (--data.validation.source and "
+            "--data.validation.target), records or tfds, one of them and in full"
+        )
+    if given and data.metric == "alone_identical" and not data.alone:
+        raise Refused("--data.validation.metric alone_identical needs photographs: --data.validation.alone FOLDER")
+    if data.alone and not given and data.metric != "alone_identical":
+        raise Refused(
+            "--data.validation.alone by itself measures harm only: add --data.validation.metric alone_identical, or pairs"
+        )
+    if data.patience and not (given or data.alone):
+        raise Refused("--data.validation.patience: there is nothing to validate on; give --data.validation.source and .target")
+    # Else a run would be praised for what it has learned by heart.
+    for form in given:
+        key = form[0]
+        if getattr(data, key) == getattr(config.data, key) and key != "tfds":
+            raise Refused(
+                f"--data.validation.{key} and --data.{key} are the same folder; validate on images that are not trained on"
+            )
+
+
 def _validate_losses(config: Config) -> None:
     loss = config.loss
     # The mask loss alone does not train the edit, so it does not count here.
@@ -140,3 +169,13 @@ def _validate_losses(config: Config) -> None:
     if loss.mask_weight > 0 and not config.generator.predicts_mask:
         name = config.generator.network
         raise Refused(f"--loss.mask-weight {loss.mask_weight}: network {name} predicts no mask; set it to 0")
+    if loss.left_share > 0 and loss.mask_weight == 0:
+        raise Refused(
+            f"--loss.left-share {loss.left_share}: the mask tells which blemishes were left. Take a network that predicts one, "
+            "such as retouch, and --loss.mask-weight above 0, or set it to 0"
+        )
+    if loss.r1_weight > 0 and loss.adversarial_weight == 0:
+        raise Refused(
+            f"--loss.r1-weight {loss.r1_weight}: without adversarial loss there is no discriminator; set it to 0, or give "
+            "--loss.adversarial-weight"
+        )

@@ -52,8 +52,8 @@ class FaceSource(PhotoSource):
     With a `face_size` every photograph is resized so that its largest face has that size.
     """
 
-    def __init__(self, root: Path, face_size: int = 0) -> None:
-        super().__init__(root)
+    def __init__(self, root: Path, face_size: int = 0, role: str = "--data.root") -> None:
+        super().__init__(root, role)
         self.face_size = face_size
         self._faces = FacesFound()
 

@@ -37,16 +37,25 @@ def evaluate(
     lpips: Metric | None = None,
     faces: Faces = "auto",
     alone: Source | None = None,
+    observe: Callable[[str, np.ndarray, np.ndarray, np.ndarray], None] | None = None,
+    quiet: bool = False,
 ) -> tuple[dict[str, Any], list[str]]:
     """Returns `({"n", "protocol", "identity", "model", "images"}, faults)`. A pair that cannot be decoded becomes a fault.
 
     With several models, `model` is the first one's, and `models` holds the values of each under its name: the means, and in
     `images` those of each image. Each of several processes measures a share of the pairs, and all return the same result.
     `alone` are photographs in which nothing should change: what each model changes there is added to its means, `alone` holds
-    the values of each photograph, and `worst` names those that the first model changed most.
+    the values of each photograph, and `worst` names those that the first model changed most. `observe` is called with the name,
+    the source, the first model's output and the target of each pair that this process measures.
     """
-    images, faults = _each(pairs, lambda name, pair: _measure_pair(models, name, pair, pictures, lpips, faces), "evaluating")
-    untouched, further = _each(alone, lambda name, photo: _measure_alone(models, name, photo, pictures, faces), "leaving alone")
+
+    def measure(name: str, pair: Images) -> dict[str, Any]:
+        return _measure_pair(models, name, pair, pictures, lpips, faces, observe)
+
+    images, faults = _each(pairs, measure, "evaluating", quiet)
+    untouched, further = _each(
+        alone, lambda name, photo: _measure_alone(models, name, photo, pictures, faces), "leaving alone", quiet
+    )
     faults += further
     if not images and not untouched:
         raise BadInput(f"no image could be read: {summarise(faults)}")
@@ -75,13 +84,15 @@ def _means(pairs: list[metrics.Values], untouched: list[metrics.Values]) -> dict
     return {name: value for group in groups for name, value in group.items()} | {"undefined": undefined}
 
 
-def _each(source: Source | None, measure: Callable[[str, Any], dict[str, Any]], title: str) -> tuple[list[Any], list[str]]:
+def _each(
+    source: Source | None, measure: Callable[[str, Any], dict[str, Any]], title: str, quiet: bool
+) -> tuple[list[Any], list[str]]:
     """Measures this process's share of a source, and returns the rows and faults of all processes."""
     if source is None:
         return [], []
     rows, faults = [], []
     share = range(processes.index(), len(source), processes.count())
-    silent = None if processes.is_first() else True  # None: tqdm is silent where there is no terminal
+    silent = None if processes.is_first() and not quiet else True  # None: tqdm is silent where there is no terminal
     for index in tqdm(share, desc=title, unit="image", dynamic_ncols=True, disable=silent):
         try:
             rows.append(measure(source.names[index], whole(source[index])))
@@ -101,7 +112,13 @@ def _of_all_processes(values: list[Any]) -> list[Any]:
 
 
 def _measure_pair(
-    models: Mapping[str, Model], name: str, pair: Images, pictures: Path | None, lpips: Metric | None, faces: Faces
+    models: Mapping[str, Model],
+    name: str,
+    pair: Images,
+    pictures: Path | None,
+    lpips: Metric | None,
+    faces: Faces,
+    observe: Callable[[str, np.ndarray, np.ndarray, np.ndarray], None] | None,
 ) -> dict[str, Any]:
     """Returns the values of one pair: of doing nothing, and of every model."""
     source, target = pair["source"], pair["target"]
@@ -117,6 +134,8 @@ def _measure_pair(
         values["edit_recovered_ungated"] = metrics.compare_edit(source, target, ungated)["edit_recovered"]
         values |= metrics.change_by_part(source, output, face_parts, edited)
         rows[label] = values | ({"lpips": lpips(output, target)} if lpips else {})
+        if observe and label == next(iter(models)):
+            observe(name, source, output, target)
         if pictures:
             folder = pictures / label if len(models) > 1 else pictures
             _save(folder / f"{name}.png", report.comparison(source, output, target))

@@ -64,3 +64,12 @@ def save_picture(path: Any, image: np.ndarray) -> None:
     packed = io.BytesIO()
     Image.fromarray(image).save(packed, format="PNG")
     storage.write(path, packed.getvalue())
+
+
+def save_preview(path: Any, image: np.ndarray, side: int = 320) -> None:
+    """Writes a small WebP of an image, uint8 `[H, W, 3]`, with sides of at most `side`. It appears whole or not at all."""
+    picture = Image.fromarray(image)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)  # keeps the aspect, and never enlarges
+    packed = io.BytesIO()
+    picture.save(packed, format="WEBP", quality=85)
+    storage.write(path, packed.getvalue())

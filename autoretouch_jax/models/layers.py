@@ -180,6 +180,17 @@ class FoldedConv(nn.Module):
         return x + bias
 
 
+def apply_layer(layer: nn.Module, x: jax.Array, train: bool, spectral_norm: bool) -> jax.Array:
+    """Returns `layer(x)`, with the kernel divided by its largest singular value if `spectral_norm` (Miyato et al. 2018).
+
+    The kernel is viewed as a matrix from patch to channel. Each pass in training makes a step of power iteration. Its vector is
+    in `batch_stats`, and moves wherever BatchNorm's averages do. The parameters' names stay those of `layer`.
+    """
+    if not spectral_norm:
+        return layer(x)
+    return nn.SpectralNorm(layer, name=f"{layer.name}_spectral")(x, update_stats=train)
+
+
 def reflect(x: jax.Array, margin: int) -> jax.Array:
     """Mirrors `margin` pixels beyond each border. The border itself is not repeated."""
     return jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="reflect")

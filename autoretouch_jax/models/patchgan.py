@@ -3,6 +3,7 @@
 Images are float32 `[N, H, W, 3]` in [-1, 1].
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from autoretouch_jax.config import networks
 from autoretouch_jax.models import autoretouch, pix2pix
 from autoretouch_jax.models.autoretouch import GLOROT
-from autoretouch_jax.models.layers import FoldedConv, conv, instance_norm, leaky, pytorch_bias
+from autoretouch_jax.models.layers import FoldedConv, apply_layer, conv, instance_norm, leaky, pytorch_bias
 from autoretouch_jax.models.pix2pixhd import average_pool
 
 
@@ -32,12 +33,13 @@ class AutoRetouchPatchGAN(nn.Module):
         width, dtype = self.config.width, self.dtype
         # Padding as Keras' "same" places it: one zero more at the end of a side that is odd.
         rows, columns = ((1, 1 + side % 2) for side in image.shape[1:3])
-        x = leaky(FoldedConv(width, (rows, columns), dtype, GLOROT, name="conv0")(x))
+        spectral, convolution = self.config.spectral_norm, functools.partial(nn.Conv, dtype=dtype, kernel_init=GLOROT)
+        x = leaky(apply_layer(FoldedConv(width, (rows, columns), dtype, GLOROT, name="conv0"), x, train, spectral))
         for i, multiple in enumerate((2, 4, 8), 1):
-            x = leaky(nn.Conv(width * multiple, (4, 4), (2, 2), dtype=dtype, name=f"conv{i}", kernel_init=GLOROT)(x))
+            x = leaky(apply_layer(convolution(width * multiple, (4, 4), (2, 2), name=f"conv{i}"), x, train, spectral))
             if self.config.norm == "batch":
                 x = autoretouch.batch_norm(self.axis, f"norm{i}")(x, train).astype(dtype)
-        return nn.Conv(1, (4, 4), dtype=dtype, name="logits", kernel_init=GLOROT)(x).astype(jnp.float32)
+        return apply_layer(convolution(1, (4, 4), name="logits"), x, train, spectral).astype(jnp.float32)
 
 
 class PatchGAN(nn.Module):
@@ -52,7 +54,7 @@ class PatchGAN(nn.Module):
 
     @nn.compact
     def __call__(self, pair: jax.Array, train: bool = False) -> list[jax.Array]:
-        config, dtype, padding = self.config, self.dtype, self.config.padding
+        config, dtype, padding, spectral = self.config, self.dtype, self.config.padding, self.config.spectral_norm
 
         def bias(x: jax.Array) -> Any:
             # pix2pixHD's authors leave the biases as PyTorch makes them; pix2pix' set them to 0.
@@ -60,21 +62,22 @@ class PatchGAN(nn.Module):
 
         # The first convolution has no norm (section 6.1.2).
         margins = ((padding, padding), (padding, padding))
-        x = leaky(FoldedConv(config.width, margins, dtype, bias=bias(pair), name="conv0")(pair))
+        first = FoldedConv(config.width, margins, dtype, bias=bias(pair), name="conv0")
+        x = leaky(apply_layer(first, pair, train, spectral))
         features = [x]
         for i in range(1, config.layers + 1):
             # The last but one convolution keeps the resolution, as in the authors' code.
             stride = 2 if i < config.layers else 1
             channels = min(config.width * 2**i, config.widest or 8 * config.width)
-            x = conv(channels, 4, stride, padding, dtype, f"conv{i}", bias=bias(x))(x)
+            x = apply_layer(conv(channels, 4, stride, padding, dtype, f"conv{i}", bias=bias(x)), x, train, spectral)
             if config.norm == "batch":
                 x = pix2pix.batch_norm(self.axis, f"norm{i}")(x, train).astype(dtype)
             elif config.norm == "instance":
                 x = instance_norm(x)
             x = leaky(x)
             features.append(x)
-        logits = conv(1, 4, 1, padding, dtype, "logits", bias=bias(x))(x).astype(jnp.float32)
-        return [*features, logits]
+        logits = apply_layer(conv(1, 4, 1, padding, dtype, "logits", bias=bias(x)), x, train, spectral)
+        return [*features, logits.astype(jnp.float32)]
 
 
 class MultiScalePatchGAN(nn.Module):

@@ -4,8 +4,10 @@ For a TPU slice the real step is compiled, and memory, FLOPs, bytes and collecti
 figures are estimated from the traced step (`gpu.py`). The time is a roofline of our own over them (`chips.py`).
 """
 
+import contextlib
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from autoretouch_jax.runtime.tables import text_table
 
 GIB = 2**30
 RESERVED = 0.75  # GiB of a GPU that the driver, cuDNN's workspaces and fragmentation take
+JAX_SHARE = 0.75  # of a GPU's memory, which JAX takes unless one of these variables says otherwise; the second is its old name
+SHARE_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 SHORT_LIST = 3  # candidates of --fit that are compiled
 
 
@@ -65,7 +69,7 @@ def analyse(config: Config, machine: Slice) -> dict[str, Any]:
     else:
         figures = gpu.estimate(config, machine.count)
         need, limit = figures["memory"]["peak"], _limit(machine)
-        figures |= {"fits": need <= limit, "need": need, "limit": limit}
+        figures |= {"fits": need <= limit, "need": need, "limit": limit, "share": memory_share()}
     # Weak scaling: every chip keeps its images, so the figures of one serve for any number.
     figures["batch_per_device"] = config.train.batch // machine.count
     if "flops" in figures:
@@ -73,9 +77,24 @@ def analyse(config: Config, machine: Slice) -> dict[str, Any]:
     return figures
 
 
+def memory_share() -> float:
+    """The share of a GPU's memory that JAX would take with the variables of this environment."""
+    # Only this allocator has no limit. XLA_PYTHON_CLIENT_PREALLOCATE=false changes when memory is taken, not how much at most.
+    if os.environ.get("XLA_PYTHON_CLIENT_ALLOCATOR") == "platform":
+        return 1.0
+    for name in SHARE_VARIABLES:
+        if text := os.environ.get(name):
+            with contextlib.suppress(ValueError):
+                if float(text) > 0:
+                    return min(1.0, float(text))  # more than 1 would be the computer's own memory
+            raise Refused(f"{name}={text}: must be a number above 0, such as 0.95")
+    return JAX_SHARE
+
+
 def _limit(machine: Slice) -> float:
-    """Bytes of a GPU's memory that a step may use."""
-    return (machine.chip.memory - RESERVED) * GIB
+    """Bytes of a GPU's memory that a step may use. On a TPU XLA knows them itself."""
+    share = 1.0 if machine.is_tpu else memory_share()
+    return share * (machine.chip.memory - RESERVED) * GIB
 
 
 def _chip_counts(machine: Slice) -> list[int]:
@@ -211,6 +230,8 @@ def report(config: Config, machine: Slice, figures: dict[str, Any]) -> str:
             f"  memory   peak {memory['peak']:.2f} GiB of the chip's {machine.chip.memory:.0f}; state and batch "
             f"{memory['argument']:.2f}, buffer for temporaries {memory['temp']:.2f}"
         )
+        if "share" in figures:
+            lines.append(_share_line(figures))
         lines.append(f"  compute  {figures['flops'] / 1e12:.3f} TFLOP, {figures['bytes'] / 1e9:.1f} GB through memory")
         moved = [f"{entry['count']} {kind}, {entry['bytes'] / 1e6:.1f} MB" for kind, entry in figures["collectives"].items()]
         lines.append(f"  network  {'; '.join(moved) or 'nothing: one chip'}")
@@ -220,6 +241,12 @@ def report(config: Config, machine: Slice, figures: dict[str, Any]) -> str:
         cached = " by an earlier plan (cached)" if figures["cached"] else ""
         lines.append(f"compiled in {figures['compile_seconds']:.0f} s{cached}")
     return "\n".join(lines)
+
+
+def _share_line(figures: dict[str, Any]) -> str:
+    share, limit = figures["share"], figures["limit"] / GIB
+    raise_it = f"; {SHARE_VARIABLES[1]}=0.95, set here and for the run, raises it" if share < 0.95 else ""
+    return f"           JAX takes {share:.0%} of it, which leaves {limit:.2f} GiB for a step{raise_it}"
 
 
 def _scaling_table(scaling: list[dict[str, Any]]) -> str:

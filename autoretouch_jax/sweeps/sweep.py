@@ -21,6 +21,7 @@ from autoretouch_jax.errors import EXIT_DONE, EXIT_FAILED, Refused, did_you_mean
 from autoretouch_jax.evaluation.evaluate import evaluate
 from autoretouch_jax.models.folder import load_model
 from autoretouch_jax.runtime import storage
+from autoretouch_jax.runtime.failures import explain
 from autoretouch_jax.runtime.stop import StopRequest
 from autoretouch_jax.sweeps import report
 from autoretouch_jax.sweeps.definition import Sweep
@@ -28,6 +29,11 @@ from autoretouch_jax.sweeps.space import endless_keys, grid, smallest_values, tr
 from autoretouch_jax.sweeps.study import any_running, frozen_trial, locked, open_study, take_abandoned, take_new
 from autoretouch_jax.training import loop
 
+# A worker is a run of its own, whatever started it beside others. Slurm's tasks would join, and average the gradients of
+# different trials.
+ALONE = {"parallel.distributed": "off"}
+# Keys that would join the workers.
+JOINING = ("parallel.distributed", "parallel.coordinator", "parallel.processes", "parallel.process")
 POLL = 2.0  # seconds between two looks for a trial that another worker may have left
 
 
@@ -74,8 +80,22 @@ def _checked_config(sweep: Sweep) -> Config:
         raise Refused("--train.steps 0: a sweep compares trials at the same steps; give a number")
     if sweep.search == "grid" and (endless := endless_keys(sweep.space)):
         raise Refused(f"--search grid: {endless[0]} has no finite list of values; use CategoricalDistribution([…])")
+    _refuse_joined_workers(sweep)
     validate(with_values(config, smallest_values(sweep.space)))
     return config
+
+
+def _refuse_joined_workers(sweep: Sweep) -> None:
+    """Refuses a config or a space by which the workers would become the processes of one run."""
+    parallel, alone = sweep.config.parallel, "every worker of a sweep is a run of its own; leave it out"
+    if parallel.distributed == "on":
+        raise Refused(f"--parallel.distributed on: {alone}")
+    if parallel.coordinator:
+        raise Refused(f"--parallel.coordinator {parallel.coordinator}: {alone}")
+    # A space could still join the workers, trial by trial.
+    for key in sweep.space:
+        if key in JOINING:
+            raise Refused(f"--space: {key}: {alone}")
 
 
 def _refuse_other_sweep(sweep: Sweep) -> None:
@@ -113,7 +133,7 @@ def _run_trial(sweep: Sweep, study: optuna.Study, trial: Trial, pairs: PairSourc
     before = frozen_trial(study, trial.number)
     measured, kept_at = dict(before.intermediate_values), before.user_attrs.get("kept", 0)
     values = trial_values(trial, sweep.space)
-    config = with_values(sweep.config, values)
+    config = with_values(sweep.config, values | ALONE)
     shown = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()]
     print(f"trial {trial.number}: {', '.join(shown)}")
     last = sweep.measured_at[-1]
@@ -121,8 +141,8 @@ def _run_trial(sweep: Sweep, study: optuna.Study, trial: Trial, pairs: PairSourc
         if steps not in measured:
             try:
                 status = loop.run(config, sweep.folder(trial.number), stop, steps)
-            except Refused as error:  # values that do not go together
-                _fail(study, trial, str(error))
+            except (Refused, RuntimeError) as error:
+                _fail(study, trial, _unsuitable(error))
                 return None
             if status == EXIT_FAILED:
                 _fail(study, trial, "training ended early; see above")
@@ -145,6 +165,18 @@ def _run_trial(sweep: Sweep, study: optuna.Study, trial: Trial, pairs: PairSourc
             trial.set_user_attr("kept", steps)
     study.tell(trial, measured[last])
     return None
+
+
+def _unsuitable(error: Refused | RuntimeError) -> str:
+    """Returns why a trial's values cannot be trained with: they do not go together, or need too much memory.
+
+    Raises any other error again.
+    """
+    # If too little memory ended this worker, the trial would end the next worker too.
+    reason = str(error) if isinstance(error, Refused) else explain(error)
+    if reason is None:
+        raise error
+    return reason
 
 
 def _fail(study: optuna.Study, trial: Trial, reason: str) -> None:

@@ -4,8 +4,11 @@ A killed save leaves a folder that Orbax ignores and cleans up. The previous che
 """
 
 import contextlib
+import dataclasses
+import logging
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -21,9 +24,9 @@ KEPT = 2  # checkpoints: the newest, and the one before it in case the disk dama
 COMMITTED = "commit_success.txt"  # where a folder cannot be renamed, Orbax writes this file last
 
 
-def has_checkpoint(folder: Any) -> bool:
-    """Whether the folder holds a finished checkpoint. Unlike Orbax's manager, this creates nothing."""
-    return bool(_finished(folder))
+def newest_checkpoint(folder: Any) -> int:
+    """The step of the newest finished checkpoint, or 0. Unlike Orbax's manager, this creates nothing."""
+    return max(_finished(folder), default=0)
 
 
 def _finished(folder: Any) -> list[int]:
@@ -35,13 +38,15 @@ def _finished(folder: Any) -> list[int]:
 class Checkpoints:
     """The folder `checkpoints/` of a run. Use it as a context manager: leaving it waits for the last save."""
 
-    def __init__(self, folder: Any) -> None:
+    def __init__(self, folder: Any, every: int = 1) -> None:
+        """`every` is the period of the run's checkpoints. Those of a stop lie between them."""
+        self._every = every
         atomic = {}
         if str(folder).startswith("s3://"):
             _enable_s3()
             atomic = {"atomicity_options": AtomicityOptions(mode=AtomicityMode.COMMIT_FILE)}
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEPT, enable_async_checkpointing=True, cleanup_tmp_directories=True, **atomic
+            max_to_keep=None, enable_async_checkpointing=True, cleanup_tmp_directories=True, **atomic
         )
         home = folder if is_remote(folder) else folder.absolute()
         self._manager = ocp.CheckpointManager(home, options=options)
@@ -69,7 +74,30 @@ class Checkpoints:
         """
         if step == self.latest():
             return
+        self._delete_old()
         self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), clock=ocp.args.JsonSave(clock)))
+
+    def _delete_old(self) -> None:
+        """Deletes all but the newest, the one before it once another is saved, and the one that a run would go back to."""
+        steps = sorted(self._manager.all_steps())
+        kept = {*steps[1 - KEPT :], self.periodic()}
+        for step in steps:
+            if step not in kept:
+                self._manager.delete(step)
+
+    def periodic(self) -> int | None:
+        """The step of the newest checkpoint that a period has made, or None.
+
+        A run that goes astray goes back to it, and not to one that a stop has made: else it would depend on the stops.
+        """
+        return max((step for step in self._manager.all_steps() if step % self._every == 0), default=None)
+
+    def forget_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps, which the run will make again in another way."""
+        self.wait()
+        for later in self._manager.all_steps():
+            if later > step:
+                self._manager.delete(later)
 
     def check(self) -> None:
         """Raises OSError when a save in the background has failed."""
@@ -86,12 +114,53 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def restore(self, step: int, like: Any, shardings: Any) -> tuple[Any, dict[str, Any]]:
-        """Returns `(state, clock)` of a step. `like` gives the tree, shapes and types, `shardings` where every leaf goes."""
+        """Returns `(state, clock)` of a step. `like` gives the tree, shapes and types, `shardings` where every leaf goes.
+
+        A field of the state that the checkpoint does not hold, because an older version wrote it or the guard was off, keeps
+        the value that it has in `like`. A field that is None in `like` is not read.
+        """
         abstract = devices.abstract(like, shardings)
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), clock=ocp.args.JsonRestore())
-        )
-        return restored.state, restored.clock
+        path = self._manager.directory / str(step) / "state"
+        stored = {name for name, value in _stored_tree(path).items() if value}
+        wanted = {name: value for name, value in _fields(abstract).items() if jax.tree.leaves(value)}
+        if stored == wanted.keys():
+            arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), clock=ocp.args.JsonRestore())
+            restored = self._manager.restore(step, args=arguments)
+            return restored.state, restored.clock
+        clock = self._manager.restore(step, args=ocp.args.Composite(clock=ocp.args.JsonRestore())).clock
+        state = dataclasses.replace(like, **_read_part(path, {name: wanted[name] for name in wanted.keys() & stored}))
+        if "ema_stats" in wanted.keys() - stored:  # an older version averaged the parameters alone
+            state = dataclasses.replace(state, ema_stats=jax.tree.map(jax.numpy.array, state.generator.batch_stats))
+        return state, clock
+
+
+def _fields(state: Any) -> dict[str, Any]:
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+
+
+def _stored_tree(path: Any) -> dict[str, Any]:
+    """The tree of a stored state, with metadata in place of arrays."""
+    logger = logging.getLogger("absl")
+    # Orbax warns that the file of an item's own metadata is missing, where the manager has written another one.
+    with _level(logger, logging.ERROR):
+        return dict(ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).metadata(path).item_metadata.tree)
+
+
+@contextlib.contextmanager
+def _level(logger: logging.Logger, level: int) -> Iterator[None]:
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _read_part(path: Any, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Reads some branches of a stored state. `wanted` holds the shape, type and sharding of every leaf."""
+    arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
+    restore = ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True)
+    return dict(ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path, args=restore))
 
 
 def read_discriminator(folder: Any) -> dict[str, Any]:
@@ -103,7 +172,7 @@ def read_discriminator(folder: Any) -> dict[str, Any]:
         return {}
     path = (folder if is_remote(folder) else folder.absolute()) / str(max(steps)) / "state"
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-    stored = reader.metadata(path).item_metadata.tree["discriminator"]
+    stored = _stored_tree(path)["discriminator"]
     if not stored:
         return {}
     wanted = {"discriminator": {"params": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored["params"])}}

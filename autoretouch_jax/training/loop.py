@@ -1,15 +1,14 @@
 """The training loop: one visible path from a config to a trained model. No maths here."""
 
 import dataclasses
+import functools
 import math
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from autoretouch_jax.config import Config
 from autoretouch_jax.config.loading import resolve
@@ -17,18 +16,15 @@ from autoretouch_jax.config.resume import refuse_other_run, to_json
 from autoretouch_jax.config.validation import validate
 from autoretouch_jax.data import pipeline
 from autoretouch_jax.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BadInput
-from autoretouch_jax.evaluation import report
-from autoretouch_jax.inference.edit import retouch_array
-from autoretouch_jax.models.folder import Model, save_model
-from autoretouch_jax.runtime import devices, processes, storage
+from autoretouch_jax.runtime import devices, processes, starts, storage
 from autoretouch_jax.runtime.stop import StopRequest
 from autoretouch_jax.runtime.watch import LONGEST_STEP, Watch
-from autoretouch_jax.training.checkpoints import Checkpoints, has_checkpoint
-from autoretouch_jax.training.log import MetricsLog, Window
-from autoretouch_jax.training.state import State, parameter_count
+from autoretouch_jax.training import guard, progress, publish, resuming
+from autoretouch_jax.training.checkpoints import Checkpoints, newest_checkpoint
+from autoretouch_jax.training.journal import Journal, read_rows
+from autoretouch_jax.training.log import DeviceClock, Window
 from autoretouch_jax.training.trainer import Trainer
-
-SAMPLES = 6  # crops in a picture of samples
+from autoretouch_jax.training.validation import Validation
 
 
 class Ending(NamedTuple):
@@ -48,115 +44,298 @@ def run(config: Config, workdir: Any, stop: StopRequest | None = None, until: in
     config, workdir = resolve(config), storage.open_path(workdir)
     validate(config)
     with stop or StopRequest() as stop, processes.one_run(config.parallel), Watch(config.parallel.timeout) as watch:
-        stored = workdir / "config.json"
+        stored, moved, notes = workdir / "config.json", list[str](), list[str]()
         with storage.reachable(f"--workdir {workdir}"):
             storage.check_bucket(workdir)
             if stored.is_file():
-                refuse_other_run(config, stored)
-        # A resumed run starts from its own model/, for the data's licence, and then restores its checkpoint:
-        # `train.start_from` may have moved meanwhile.
-        resumed = has_checkpoint(workdir / "checkpoints") and (workdir / "model" / "model.json").is_file()
-        trainer = Trainer(config, workdir if resumed else None)
+                moved = refuse_other_run(config, stored)
+        # A resumed run restores its checkpoint and needs nothing of `train.start_from`, which may have moved meanwhile.
+        first = newest_checkpoint(workdir / "checkpoints")
+        trainer, validation = Trainer(config, resumed=first > 0), Validation(config)
+        if first and stored.is_file():
+            notes = resuming.check_data(workdir, trainer.source, moved)
+            notes += filter(None, [resuming.rate_jump(trainer.config, stored, first)])
         # Every process checks its own inputs, and none may write before all checks have passed.
         processes.barrier("everything is checked", LONGEST_STEP)
         if processes.is_first():
             with storage.reachable(f"--workdir {workdir}"):
                 (workdir / "samples").mkdir(parents=True, exist_ok=True)
                 storage.write(stored, to_json(trainer.config))
-        processes.barrier("the work directory is there", config.parallel.timeout)
+                resuming.write_data(workdir, trainer.source, trainer.start_license(workdir if first else None))
+        processes.check_shared(workdir, config.parallel.timeout)
         steps = trainer.config.train.steps
-        with Checkpoints(workdir / "checkpoints") as checkpoints:
-            return _train(trainer, workdir, checkpoints, stop, watch, min(until or steps, steps))
+        starts.note_start(workdir, first, config.parallel.timeout, min(until or steps, steps))
+        with Checkpoints(workdir / "checkpoints", config.train.checkpoint_every) as checkpoints:
+            return Run(trainer, workdir, checkpoints, stop, watch, validation, notes).train(min(until or steps, steps))
 
 
-def _train(trainer: Trainer, workdir: Any, checkpoints: Checkpoints, stop: StopRequest, watch: Watch, until: int) -> int:
-    config, train = trainer.config, trainer.config.train
+class Run:
+    """A run that trains: what its loop and the parts of it share."""
 
-    # ---- start or resume -------------------------------------------------------------------------------------------
-    state, step, seconds_before = trainer.init(), 0, 0.0
-    if (latest := checkpoints.latest()) is not None:
-        state, clock = checkpoints.restore(latest, state, trainer.shardings)
-        step, seconds_before = latest, clock["seconds"]
-    if step >= until:
-        _publish(trainer, workdir, state)  # the run may have been killed between the checkpoint and the model
-        if until == train.steps:
-            _say(f"{workdir}: finished, {step} of {train.steps} steps done; raise --train.steps to go on")
-        return EXIT_DONE
-    _say(_describe(trainer, state, step))
-    faults = pipeline.Faults(config.data, len(trainer.source))
-    batches, examples = trainer.batches(step, faults), _sample_examples(trainer, faults)
-    log = MetricsLog(workdir / "metrics.jsonl", step, silent=not processes.is_first())
-    started, window, metrics = time.perf_counter(), Window(), dict[str, jax.Array]()
+    def __init__(
+        self,
+        trainer: Trainer,
+        workdir: Any,
+        checkpoints: Checkpoints,
+        stop: StopRequest,
+        watch: Watch,
+        validation: Validation,
+        notes: Sequence[str],
+    ) -> None:
+        self.trainer, self.workdir, self.checkpoints, self.stop, self.watch = trainer, workdir, checkpoints, stop, watch
+        self.validation, self.notes = validation, notes
+        # Everything that must be the same after a resume is in `state`; the rest starts anew.
+        self.state, self.step, self.seconds_before = trainer.init(), 0, 0.0
+        if (latest := checkpoints.latest()) is not None:
+            self.state, clock = checkpoints.restore(latest, self.state, trainer.shardings)
+            self.step, self.seconds_before = latest, clock["seconds"]
+        self.started, self.skipped, self.save_failed = time.perf_counter(), self._guard_count("skipped"), False
 
-    def seconds() -> float:
-        return seconds_before + time.perf_counter() - started
+    def train(self, until: int) -> int:
+        """Trains until a step. Returns the exit status."""
+        trainer, config, train = self.trainer, self.trainer.config, self.trainer.config.train
+        if self.step >= until:
+            self._publish()  # the run may have been killed between the checkpoint and the model
+            if until == train.steps:
+                progress.say(f"{self.workdir}: finished, {self.step} of {train.steps} steps done; raise --train.steps to go on")
+            return EXIT_DONE
+        progress.say(progress.describe(trainer, self.state, self.step))
+        self._open_journal()
+        if self.validation.ends_early():
+            progress.say(self._stopped_early())
+            return EXIT_DONE
+        self.faults = pipeline.Faults(config.data, len(trainer.source))
+        batches, examples = self._batches(), publish.sample_examples(trainer, self.faults)
+        window, clock, metrics, done = Window(), DeviceClock(), dict[str, jax.Array](), None
 
-    def save() -> None:
-        checkpoints.save(step, state, {"step": step, "images": step * train.batch, "seconds": seconds()})
-        _publish(trainer, workdir, state)
+        ending: Ending | None = None
+        with progress.bar(self.step, train.steps) as bar:
+            while ending is None:
+                # ---- the next batch ----------------------------------------------------------------------------------
+                asked = time.perf_counter()
+                try:
+                    batch = trainer.put(next(batches), self.stop.exit_code is not None)
+                except BadInput as error:
+                    if processes.count() > 1:
+                        raise  # the other processes are in the middle of a step that this one cannot make
+                    ending = Ending(EXIT_FAILED, True, f"stopped at step {self.step}, checkpoint written: {error}")
+                    break
+                window.add_step(asked, time.perf_counter(), done)
 
-    ending: Ending | None = None
-    with _bar(step, train.steps) as bar:
-        while ending is None:
-            # ---- the next batch ------------------------------------------------------------------------------------
-            waiting = time.perf_counter()
+                # ---- the step, dispatched without waiting for it -----------------------------------------------------
+                self.state, metrics = trainer.step(self.state, batch, trainer.frozen)
+                done = clock.when_done(metrics)
+                # Wait for the previous step: the host may run one step ahead, so that the devices never wait for it, but no
+                # further, so that the progress bar and a stop request stay prompt.
+                jax.block_until_ready(window.newest())
+                self.step += 1
+                trouble, at = guard.trouble(window.newest()), self.step - 1
+                status = self.stop.exit_code if processes.count() == 1 else agreed_to_stop(window.newest(), self.stop)
+                self.watch.step_done(self.step)
+                self._check_checkpoints()
+                bar.update(1)
+
+                # ---- the log -----------------------------------------------------------------------------------------
+                if self.step % train.log_every == 0 or self.step == until:
+                    # The newest step is still being computed: it is read next time.
+                    means = window.close(train.batch, metrics)
+                    self._log(means)
+                    bar.set_postfix_str(f"{means['images_per_s']:.1f} images/s", refresh=False)
+                    ending = self._not_finite(means)
+                window.add_metrics(metrics)
+
+                # ---- has training gone astray? -----------------------------------------------------------------------
+                validate = self.validation.is_due(self.step, train.steps)
+                due = self.step % train.checkpoint_every == 0 or self.step == until or validate
+                if not trouble and (due or status is not None):
+                    # Before anything is kept, the newest step counts too, though reading its metrics waits for it.
+                    trouble, at = guard.trouble(metrics), self.step
+                if trouble and not ending:
+                    ending = self._roll_back(trouble, at)
+                    bar.n, batches, window, done = self.step, self._batches(), Window(), None
+                    continue
+
+                # ---- samples, validation and checkpoints -------------------------------------------------------------
+                if self.step % train.sample_every == 0 or self.step == train.steps:
+                    self._sample(examples)
+                if validate:
+                    self._validate()
+                if self.step % train.checkpoint_every == 0 and self.step < until and not ending:
+                    ending = self._not_finite(metrics)
+                    self._save(metrics)
+                if due:
+                    self.journal.verdicts(self.step, self.validation.rows)
+                    self.journal.report()
+
+                # ---- stopped or done? --------------------------------------------------------------------------------
+                ending = ending or self._is_over(status, until)
+
+        # ---- the end: save, unless the state is not finite -----------------------------------------------------------
+        clock.close()
+        return self._end(ending, metrics)
+
+    # ---- the parts of the loop ----------------------------------------------------------------------------------------------
+
+    def _open_journal(self) -> None:
+        self.journal = Journal(self.workdir, self.trainer.config, self.step)
+        processes.barrier("the journal is open", self.trainer.config.parallel.timeout)
+        self.validation.rows = [row for row in read_rows(self.workdir / "validation.jsonl") if row["step"] <= self.step]
+        steps = self.trainer.config.train.steps
+        kind, text = ("resumed", "The run goes on") if self.step else ("started", "The run begins")
+        self.journal.event(self.step, kind, f"{text}: steps {self.step} to {steps}.")
+        for note in self.notes:
+            self.journal.event(self.step, "resumed", f"{note[0].upper()}{note[1:]}.", "warning")
+
+    def _batches(self) -> Iterator[Any]:
+        """The batches from this step on. A run that went back has left some out."""
+        return self.trainer.batches(self.step + self._guard_count("offset"), self.faults)
+
+    def _guard_count(self, name: str) -> int:
+        return int(getattr(self.state.guard, name)) if self.state.guard is not None else 0
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def _log(self, means: dict[str, float]) -> None:
+        """Writes a line of metrics, and says which examples could not be read and which updates were skipped."""
+        self.journal.metrics(progress.record(self.step, means, self.trainer.config, self.faults, self._seconds()))
+        for fault in self.faults.new_messages():
+            self.journal.event(self.step, "fault", f"Replaced by another example: {fault}", "warning")
+        skipped = int(means.get("guard/skipped", 0))
+        if skipped > self.skipped:
+            text = f"{skipped - self.skipped} update(s) were skipped: the gradient was not finite, or far larger than usual."
+            self.journal.event(self.step, "skipped", text, "warning")
+        self.skipped = skipped
+
+    def _not_finite(self, metrics: Mapping[str, Any]) -> Ending | None:
+        """Without the guard, returns the ending of a run in which a value is not finite, else None. It saves nothing more."""
+        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if self.state.guard is not None or not bad:
+            return None
+        return Ending(
+            EXIT_FAILED,
+            False,
+            f"stopped at step {self.step}: {bad[0]} is not finite; the last checkpoint is from an earlier step. Go on from it "
+            "with a lower --optim.generator-lr, with --optim.clip-norm 1, or with the guard: --guard.enabled",
+        )
+
+    def _roll_back(self, trouble: float, at: int) -> Ending | None:
+        """Goes back from step `at`, with a lower learning rate and without the batches since. The ending is that of giving up."""
+        config, failed = self.trainer.config, self.state.guard
+        assert failed is not None
+        why, rate = guard.reason(trouble, config.guard), config.optim.generator_lr * float(failed.rate)
+        if int(failed.rollbacks) >= config.guard.rollbacks:
+            text = f"gave up at step {at}: {why}, and {int(failed.rollbacks)} attempt(s) with lower learning rates ended so too"
+            advice = guard.advice(trouble, rate * config.guard.rate_factor)
+            self.journal.event(at, "gave_up", f"{text[0].upper()}{text[1:]}. {advice}", "bad")
+            return Ending(EXIT_FAILED, False, f"{text}. {advice}")
+        self.checkpoints.wait()
+        self.state, self.step = self.trainer.init(), self.checkpoints.periodic() or 0
+        if self.step:
+            self.state, _ = self.checkpoints.restore(self.step, self.state, self.trainer.shardings)
+        self.checkpoints.forget_after(self.step)
+        assert self.state.guard is not None
+        memory = guard.after_rollback(self.state.guard, failed, at - self.step, config.guard)
+        self.state = dataclasses.replace(self.state, guard=devices.put(memory, self.trainer.shardings.guard))
+        self.validation.rows = [row for row in self.validation.rows if row["step"] <= self.step]
+        self.journal.rewind(self.step)
+        self.skipped = self._guard_count("skipped")
+        text = f"Back to step {self.step}: {why}. The learning rates are multiplied by {float(memory.rate):.2g} from here on"
+        self.journal.event(at, "rollback", f"{text}, and the batches since then are left out.", "warning")
+        return None
+
+    def _sample(self, examples: dict[str, np.ndarray]) -> None:
+        with self.journal.softly("samples/"):
+            publish.sample(self.trainer, self.state, self.workdir / "samples" / f"{self.step:08d}.png", examples)
+
+    def _validate(self) -> None:
+        """Measures the averaged weights, and keeps the best."""
+        model = publish.current_model(self.trainer, self.state)
+        observe = functools.partial(self.journal.preview, self.step)
+        with self.watch.patient():  # it may take longer than a step
             try:
-                batch = trainer.put(next(batches), stop.exit_code is not None)
+                row = self.validation.measure(model, self.step, observe)
             except BadInput as error:
-                if processes.count() > 1:
-                    raise  # the other processes are in the middle of a step that this one cannot make
-                ending = Ending(EXIT_FAILED, True, f"stopped at step {step}, checkpoint written: {error}")
-                break
-            window.add_step(time.perf_counter() - waiting)
+                self.journal.event(self.step, "fault", f"Nothing could be validated: {error}", "warning")
+                return
+        self.journal.validation(row)
+        if row["best"]:
+            with self.journal.softly("model-best/"):
+                self._publish("model-best")
 
-            # ---- the step, dispatched without waiting for it -------------------------------------------------------
-            state, metrics = trainer.step(state, batch, trainer.frozen)
-            # Wait for the previous step: the host may run one step ahead, so that the devices never wait for it, but no
-            # further, so that the progress bar and a stop request stay prompt.
-            jax.block_until_ready(window.newest())
-            step += 1
-            status = stop.exit_code if processes.count() == 1 else agreed_to_stop(window.newest(), stop)
-            watch.step_done(step)
-            checkpoints.check()
-            bar.update(1)
+    def _publish(self, folder: str = "model") -> None:
+        publish.publish(self.trainer, self.workdir, self.state, folder)
 
-            # ---- the log -------------------------------------------------------------------------------------------
-            if step % train.log_every == 0 or step == until:
-                # The newest step is still being computed: it is read next time.
-                means = window.close(train.batch, metrics)
-                log.write(_record(step, means, config, faults, seconds()))
-                for fault in faults.new_messages():
-                    bar.write(f"replaced by another example: {fault}", file=sys.stderr)
-                bar.set_postfix_str(f"{means['images_per_s']:.1f} images/s", refresh=False)
-                if ending := _not_finite(means, step):
-                    break
-            window.add_metrics(metrics)
+    def _check_checkpoints(self) -> None:
+        """Says so once when a save in the background has failed. The next one may succeed: a disk may become free again."""
+        try:
+            self.checkpoints.check()
+        except OSError as error:
+            if processes.count() > 1:
+                raise  # the others may have saved
+            self._say_unsaved(error)
 
-            # ---- samples and checkpoints ---------------------------------------------------------------------------
-            if step % train.sample_every == 0 or step == train.steps:
-                _sample(trainer, state, workdir / "samples" / f"{step:08d}.png", examples)
-            if step % train.checkpoint_every == 0 and step < until:
-                if ending := _not_finite(metrics, step):
-                    break
-                save()
+    def _say_unsaved(self, error: OSError) -> None:
+        if not self.save_failed:
+            text = f"{error}. Training goes on, and tries again at the next checkpoint."
+            self.journal.event(self.step, "fault", text, "bad")
+        self.save_failed = True
 
-            # ---- stopped or done? ----------------------------------------------------------------------------------
-            if status is not None:
-                message = f"stopped at step {step} of {train.steps}, checkpoint written; the same command goes on from here"
-                ending = Ending(status, True, message)
-            elif step == until:
-                done = f"{workdir}: done, {train.steps} steps; model in {workdir / 'model'}"
-                ending = Ending(EXIT_DONE, True, done if until == train.steps else "")
+    def _save(self, metrics: Mapping[str, jax.Array], last: bool = False) -> None:
+        """Saves a checkpoint and the model, unless the objective is far off its history. Only the `last` one raises errors."""
+        periodic = self.step % self.trainer.config.train.checkpoint_every == 0 and self.step < self.trainer.config.train.steps
+        # A run may go back to a periodic checkpoint, so that must be a good one, even if it is a stop that makes it.
+        if self._not_finite(metrics) or (periodic and not guard.good(metrics)):
+            return
+        clock = {"step": self.step, "images": self.step * self.trainer.config.train.batch, "seconds": self._seconds()}
+        try:
+            self.checkpoints.save(self.step, self.state, clock)
+            self._publish()
+            if last:
+                self.checkpoints.wait()
+                self.checkpoints.check()
+        except OSError as error:
+            if last or processes.count() > 1:
+                raise
+            self._say_unsaved(error)
 
-        # ---- the end: save, unless the state is not finite -------------------------------------------------------------
+    def _is_over(self, status: int | None, until: int) -> Ending | None:
+        steps = self.trainer.config.train.steps
+        if status is not None:
+            return Ending(
+                status,
+                True,
+                f"stopped at step {self.step} of {steps}, checkpoint written; the same command goes on from here",
+            )
+        if self.validation.ends_early():
+            return Ending(EXIT_DONE, True, self._stopped_early())
+        if self.step == until:
+            done = f"{self.workdir}: done, {steps} steps; model in {self.workdir / 'model'}"
+            return Ending(EXIT_DONE, True, done if until == steps else "")
+        return None
+
+    def _stopped_early(self) -> str:
+        best, since = self.validation.best(), self.validation.since_best()
+        where = f"; the best model, of step {best['step']}, is in {self.workdir / 'model-best'}" if best else ""
+        return f"{self.workdir}: ended early at step {self.step}, after {since} validation(s) without a better one{where}"
+
+    def _end(self, ending: Ending, metrics: Mapping[str, jax.Array]) -> int:
+        """Saves what is sound, writes the last report, and returns the exit status."""
         if ending.save:
             # A state that is not finite must not replace a sound checkpoint, however the run came to its end.
-            ending = _not_finite(metrics, step) or ending
+            ending = self._not_finite(metrics) or ending
         if ending.save:
-            save()
-    checkpoints.wait()
-    _say(ending.message, error=ending.status == EXIT_FAILED)
-    return ending.status
+            self._save(metrics, last=True)
+        self.checkpoints.wait()
+        if ending.save and (latest := self.checkpoints.latest()) != self.step:
+            message = ending.message.replace("checkpoint written", f"the last checkpoint is of step {latest or 0}")
+            ending = ending._replace(message=message)
+        if ending.message and ending.status != EXIT_FAILED:
+            self.journal.event(self.step, "done" if ending.status == EXIT_DONE else "stopped", f"{ending.message}.")
+        self.journal.verdicts(self.step, self.validation.rows)
+        self.journal.close()
+        progress.say(ending.message, error=ending.status == EXIT_FAILED)
+        return ending.status
 
 
 def agreed_to_stop(metrics: Mapping[str, jax.Array] | None, stop: StopRequest) -> int | None:
@@ -169,95 +348,3 @@ def agreed_to_stop(metrics: Mapping[str, jax.Array] | None, stop: StopRequest) -
     if metrics is None or float(metrics["stop"]) == 0:
         return None
     return stop.exit_code or EXIT_REQUEUE
-
-
-def _not_finite(metrics: Mapping[str, Any], step: int) -> Ending | None:
-    """Returns the ending of a run in which a value is not finite, or None. Such a run saves nothing more."""
-    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-    if not bad:
-        return None
-    return Ending(
-        EXIT_FAILED,
-        False,
-        f"stopped at step {step}: {bad[0]} is not finite; the last checkpoint is from an earlier step. Start again "
-        "in a new --workdir with a lower --optim.generator-lr, or with --optim.clip-norm 1",
-    )
-
-
-# ---- messages, samples and the model ----------------------------------------------------------------------------------------
-
-
-def _say(message: str, error: bool = False) -> None:
-    """Prints a message on the first of several processes, or on every process if it is an error."""
-    if message and (error or processes.is_first()):
-        print(message, file=sys.stderr if error else sys.stdout, flush=True)
-
-
-def _bar(first: int, steps: int) -> tqdm:
-    """Returns a progress bar with the time left. In a log file it prints a line every half minute."""
-    interval = 0.1 if sys.stdout.isatty() else 30.0
-    return tqdm(
-        total=steps,
-        initial=first,
-        unit="step",
-        desc="training",
-        dynamic_ncols=True,
-        file=sys.stdout,
-        mininterval=interval,
-        disable=not processes.is_first(),
-    )
-
-
-def _record(step: int, means: dict[str, float], config: Config, faults: pipeline.Faults, seconds: float) -> dict[str, Any]:
-    """Returns a line of `metrics.jsonl`."""
-    progress = {"step": step, "images": step * config.train.batch}
-    return progress | means | {"bad_examples": len(faults.messages), "seconds": round(seconds, 3)}
-
-
-def _describe(trainer: Trainer, state: State, first: int) -> str:
-    """Returns the first line that a run prints: networks, devices, data, steps."""
-    config, device = trainer.config, trainer.mesh.devices.flat[0]
-    networks = f"generator {parameter_count(state.generator.params):,} parameters"
-    if state.discriminator is not None:
-        networks += f", discriminator {parameter_count(state.discriminator.params):,}"
-    return (
-        f"{networks}; batch {config.train.batch} on {trainer.mesh.size} {device.platform} device(s) of "
-        f"{processes.count()} process(es) ({config.parallel.mode}, {config.train.precision}); "
-        f"{len(trainer.source)} images, crop {config.data.crop}; steps {first} → {config.train.steps}"
-    )
-
-
-def _sample_examples(trainer: Trainer, faults: pipeline.Faults) -> dict[str, np.ndarray]:
-    """Returns a few training crops, the same for the whole life of the run, so that pictures can be compared."""
-    collected: list[dict[str, np.ndarray]] = []
-    batches = pipeline.batches(trainer.source, trainer.config, 0, seed_offset=1, faults=faults, negatives=trainer.negatives)
-    while sum(len(batch["source"]) for batch in collected) < SAMPLES:
-        collected.append(next(batches))
-    return {name: np.concatenate([batch[name] for batch in collected])[:SAMPLES] for name in collected[0]}
-
-
-def _sample(trainer: Trainer, state: State, path: Any, examples: dict[str, np.ndarray]) -> None:
-    """Writes a picture: source, output, target and difference of each sample."""
-    if not processes.is_first():
-        return
-    model = _current_model(trainer, state)
-    output = np.stack([retouch_array(model, image, faces="off") for image in examples["source"]])
-    rows = report.comparison(examples["source"], output, examples["target"])
-    report.save_picture(path, rows.reshape(-1, *rows.shape[2:]))
-
-
-def _current_model(trainer: Trainer, state: State) -> Model:
-    """Returns the model as it is now: the generator's moving average, or its weights where there is none."""
-    params = state.generator.params if state.ema is None else state.ema
-    batch_stats = {"batch_stats": state.generator.batch_stats} if state.generator.batch_stats else {}
-    return Model(trainer.config.generator, devices.to_host({"params": params, **batch_stats}))
-
-
-def _publish(trainer: Trainer, workdir: Any, state: State) -> None:
-    """Writes `model/`, with the licences of all data that it was trained on."""
-    if not processes.is_first():
-        return
-    licenses = [trainer.source.license, trainer.start.data_license if trainer.start else None]
-    data_license = "; ".join(dict.fromkeys(filter(None, licenses))) or None
-    model = dataclasses.replace(_current_model(trainer, state), data_license=data_license, face_size=trainer.face_size)
-    save_model(workdir / "model", model, int(state.step))

@@ -3,7 +3,8 @@
 Each is the mean over an image. The step weights the images and averages over the batch.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +14,30 @@ from autoretouch_jax.models.outputs import GeneratorOutput, Scales
 
 Features = dict[str, jax.Array]
 
+# Half a level of 8 bits. An error below it is rounded away, so there the loss is flat and does not push.
+CHARBONNIER_EPSILON = 1 / 255
 
-def pixel(kind: str, fake: jax.Array, target: jax.Array, source: jax.Array, edit_weight: jax.Array | float) -> jax.Array:
-    """`mse` (the paper's) or `l1` (Isola et al. 2017, equation 3), with edited pixels counted `edit_weight` times.
 
-    The edit is where source and target differ. A retoucher touches so little that, with an unweighted L1 loss, training takes
-    long to leave the identity.
+def pixel(
+    kind: str,
+    fake: jax.Array,
+    target: jax.Array,
+    source: jax.Array,
+    edit_weight: jax.Array | float,
+    trust: jax.Array | float = 1.0,
+) -> jax.Array:
+    """`mse` (the paper's), `l1` (Isola et al. 2017, equation 3) or `charbonnier`: √(e² + ε²) − ε (Charbonnier et al. 1994).
+
+    Edited pixels, where source and target differ, count `edit_weight` times, the others `trust` times (`trust_unedited`). A
+    retoucher touches so little that, with an unweighted L1 loss, training takes long to leave the identity.
     """
     error = fake - target
-    error = jnp.square(error) if kind == "mse" else jnp.abs(error)
+    if kind == "charbonnier":
+        error = jnp.sqrt(jnp.square(error) + CHARBONNIER_EPSILON**2) - CHARBONNIER_EPSILON
+    else:
+        error = jnp.square(error) if kind == "mse" else jnp.abs(error)
     edit = jnp.any(source != target, axis=-1, keepdims=True)
-    return _per_image(jnp.where(edit, edit_weight, 1.0) * error)
+    return _per_image(jnp.where(edit, edit_weight, trust) * error)
 
 
 def edit_weight(initial: float, steps: int, step: jax.Array) -> jax.Array:
@@ -63,10 +77,30 @@ def feature_matching(fake: Scales, real: Scales) -> jax.Array:
     return jnp.asarray(total)
 
 
-def mask(fake: GeneratorOutput, source: jax.Array, target: jax.Array) -> jax.Array:
-    """Binary cross-entropy of the predicted mask against where source and target differ."""
-    edit = jnp.any(source != target, axis=-1, keepdims=True).astype(jnp.float32)
-    return _per_image(optax.sigmoid_binary_cross_entropy(fake.mask_logits, edit))
+def mask(fake: GeneratorOutput, source: jax.Array, target: jax.Array, left_share: float = 0.0) -> jax.Array:
+    """Binary cross-entropy of the predicted mask against where source and target differ.
+
+    If retouchers left a share of the blemishes, a blemish of probability p is edited with probability (1 − share) · p. The loss
+    is then that of (1 − share) · p, so that p is again the probability of a blemish (Elkan and Noto 2008, lemma 1; as a loss:
+    Patrini et al. 2017, theorem 2). An unedited pixel costs at most −log(share), however sure the network is.
+    """
+    edit = jnp.any(source != target, axis=-1, keepdims=True)
+    assert fake.mask_logits is not None
+    if left_share == 0:
+        return _per_image(optax.sigmoid_binary_cross_entropy(fake.mask_logits, edit.astype(jnp.float32)))
+    logits = fake.mask_logits
+    # −log(1 − (1 − share) p), in logits. The constant −log(1 − share) of edited pixels is left out.
+    unedited = jax.nn.softplus(logits) - jax.nn.softplus(logits + math.log(left_share))
+    return _per_image(jnp.where(edit, jax.nn.softplus(-logits), unedited))
+
+
+def trust_unedited(fake: GeneratorOutput, left_share: float) -> jax.Array:
+    """The probability that an unedited pixel is no blemish that was left: float32 `[N, H, W, 1]`, without gradient.
+
+    With p from the mask it is (1 − p) / (1 − (1 − share) · p) (Elkan and Noto 2008, section 3).
+    """
+    assert fake.mask_logits is not None
+    return jax.lax.stop_gradient(jax.nn.sigmoid(-(fake.mask_logits + math.log(left_share))))
 
 
 def discriminator(kind: str, real: Scales, fake: Scales) -> jax.Array:
@@ -76,6 +110,20 @@ def discriminator(kind: str, real: Scales, fake: Scales) -> jax.Array:
     """
     parts = [_real_part(kind, a[-1]) + _fake_part(kind, b[-1]) for a, b in zip(real, fake, strict=True)]
     return 0.5 * sum(parts[1:], parts[0])
+
+
+def r1(discriminate: Callable[[jax.Array], Scales], target: jax.Array) -> jax.Array:
+    """Half the squared norm of the gradient of D's logits at the target, for each image (Mescheder et al. 2018, section 4.1).
+
+    A PatchGAN has many logits. The gradient is that of their sum, divided by the root of their number, so that the penalty does
+    not depend on the crop. With a single logit it is the paper's.
+    """
+
+    def logits(image: jax.Array) -> jax.Array:
+        # Summed over the batch as well: an image's logits depend on no other image, BatchNorm's statistics aside.
+        return sum((jnp.sum(scale[-1]) / scale[-1][0].size ** 0.5 for scale in discriminate(image)), jnp.zeros(()))
+
+    return 0.5 * jnp.sum(jnp.square(jax.grad(logits)(target)), axis=(1, 2, 3))
 
 
 def adversarial(kind: str, fake: Scales) -> jax.Array:
@@ -94,6 +142,20 @@ def _fake_part(kind: str, logits: jax.Array) -> jax.Array:
     if kind == "bce":
         return _per_image(optax.sigmoid_binary_cross_entropy(logits, jnp.zeros_like(logits)))
     return _per_image(jnp.square(logits) if kind == "lsgan" else jax.nn.relu(1 + logits))
+
+
+def edit_measures(fake: jax.Array, source: jax.Array, target: jax.Array) -> dict[str, jax.Array]:
+    """Metrics of a batch, in 1/255 per channel: how much of the edit is left to do, how much there was, and what else changed.
+
+    `edit/left` and `edit/drawn` are sums over the edited pixels over the number of all pixels, so that means over steps can be
+    divided: 1 − left / drawn is the share of the edit that is made. `edit/outside` is the mean change of the other pixels.
+    """
+    edit = jnp.any(source != target, axis=-1, keepdims=True)
+    fake, source, target = (image.astype(jnp.float32) * 127.5 for image in (fake, source, target))
+    left, drawn = (jnp.mean(jnp.where(edit, jnp.abs(image - target), 0)) for image in (fake, source))
+    untouched = jnp.maximum(jnp.mean(1.0 - edit), 1e-6)
+    outside = jnp.mean(jnp.where(edit, 0, jnp.abs(fake - source))) / untouched
+    return {"edit/left": left, "edit/drawn": drawn, "edit/outside": outside}
 
 
 def _per_image(values: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import optax.contrib
 
@@ -62,7 +63,7 @@ def freeze_global(
     return gradients, jax.tree.map(lambda x: jnp.where(step == frozen_steps, jnp.zeros_like(x), x), opt_state)
 
 
-def schedule(config: OptimConfig, steps: int, step: jax.Array) -> jax.Array:
+def schedule(config: OptimConfig, steps: int, step: jax.Array | np.integer) -> jax.Array:
     """The factor of the learning rate at `step`, in (0, 1]: linear warm-up, constant, then a linear decay.
 
     The decay takes the last `decay_share` of `steps`. Until it begins, nothing depends on `steps`, so a run can be prolonged.
@@ -75,7 +76,7 @@ def schedule(config: OptimConfig, steps: int, step: jax.Array) -> jax.Array:
     return jnp.minimum(decay, warmup).astype(jnp.float32)
 
 
-def ema_update(ema: dict, params: dict, decay: float, step: jax.Array) -> dict:
+def ema_update(ema: Any, params: Any, decay: float, step: jax.Array) -> Any:
     """`decay · ema + (1 − decay) · params`, with the decay warmed up so that the average forgets the initial weights.
 
     It is written out because optax's incremental update computes 1 − (1 − decay), which rounds a small decay.

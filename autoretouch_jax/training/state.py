@@ -16,6 +16,7 @@ from autoretouch_jax.models.folder import Model
 from autoretouch_jax.models.modules import make_discriminator, make_generator
 from autoretouch_jax.models.vgg_weights import load_vgg
 from autoretouch_jax.runtime import devices
+from autoretouch_jax.training import guard as guards
 from autoretouch_jax.training import optimizers
 
 Params = dict[str, Any]  # a tree of float32 arrays, named as Flax names them
@@ -37,13 +38,16 @@ class Learner:
 class State:
     """Everything that a checkpoint must hold for the next step to be the same.
 
-    `discriminator` is None without adversarial loss. `ema`, the generator's moving average, is None where `optim.ema` is 0.
+    `discriminator` is None without adversarial loss. `ema`, the generator's moving average, is None where `optim.ema` is 0, and
+    `ema_stats`, that of its BatchNorm's statistics, is empty there and without BatchNorm. `guard` is None where it is off.
     """
 
     step: jax.Array
     generator: Learner
     discriminator: Learner | None
     ema: Params | None
+    ema_stats: BatchStats = dataclasses.field(default_factory=dict)
+    guard: guards.Guard | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,12 +88,15 @@ def init_state(config: Config, networks: Networks) -> State:
     discriminator = None
     if networks.discriminator is not None:
         discriminator = learner(networks.discriminator, optimizers.optimizer(config.optim), discriminator_key, image, image)
-    return State(jnp.zeros((), jnp.int32), generator, discriminator, _initial_ema(config, generator.params))
+    guard = guards.initial() if config.guard.enabled else None
+    return State(jnp.zeros((), jnp.int32), generator, discriminator, **_initial_ema(config, generator), guard=guard)
 
 
-def _initial_ema(config: Config, params: Params) -> Params | None:
-    # A copy: the step donates the buffers of both, and a buffer can be donated only once.
-    return jax.tree.map(jnp.array, params) if config.optim.ema else None
+def _initial_ema(config: Config, learner: Learner) -> dict[str, Any]:
+    """Returns the fields `ema` and `ema_stats` of a run that begins with this generator."""
+    # Copies: the step donates the buffers of both, and a buffer can be donated only once.
+    copy = jax.tree.map(jnp.array, (learner.params, learner.batch_stats))
+    return {"ema": copy[0], "ema_stats": copy[1]} if config.optim.ema else {"ema": None, "ema_stats": {}}
 
 
 def state_specs(state: State, count: int) -> State:
@@ -103,7 +110,8 @@ def state_specs(state: State, count: int) -> State:
         return Learner(whole(one.params), whole(one.batch_stats), cut)
 
     discriminator = None if state.discriminator is None else learner(state.discriminator)
-    return State(whole(state.step), learner(state.generator), discriminator, whole(state.ema))
+    averages = {"ema": whole(state.ema), "ema_stats": whole(state.ema_stats)}
+    return State(whole(state.step), learner(state.generator), discriminator, **averages, guard=whole(state.guard))
 
 
 # ---- starting from a trained model ------------------------------------------------------------------------------------------
@@ -139,7 +147,7 @@ def start_from(state: State, model: Model, discriminator: Params, config: Config
         state,
         generator=learner,
         discriminator=_with_weights(state.discriminator, discriminator),
-        ema=_initial_ema(config, params),
+        **_initial_ema(config, learner),
     )
 
 

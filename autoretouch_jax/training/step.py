@@ -16,7 +16,7 @@ one collective. BatchNorm normalises by each device's own share of the batch, un
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -27,7 +27,7 @@ from autoretouch_jax.config import Config
 from autoretouch_jax.models.outputs import GeneratorOutput, Scales, discriminator_scales, generator_output
 from autoretouch_jax.models.pixels import to_float
 from autoretouch_jax.runtime import devices
-from autoretouch_jax.training import losses, optimizers
+from autoretouch_jax.training import guard, losses, optimizers
 from autoretouch_jax.training.state import BatchStats, Learner, Networks, Params, State
 
 Batch = dict[str, jax.Array]  # "source", "target": uint8[n, H, W, 3]; "weight", "stop": float32[n]
@@ -62,6 +62,8 @@ def train_step(
     """
     images, microbatches = _to_images(batch), config.parallel.accumulate
     rate_factor = optimizers.schedule(config.optim, config.train.steps, state.step)
+    if state.guard is not None:
+        rate_factor *= state.guard.rate
     # Dropout is a function of seed, step, device and microbatch, so a resumed run drops the same units.
     key = devices.fold_in_device(jax.random.fold_in(jax.random.key(config.train.seed), state.step))
     forward = functools.partial(_generator_forward, networks=networks, key=key)
@@ -76,7 +78,7 @@ def train_step(
         def make_fake(part: Images, number: Number) -> jax.Array:
             return (kept_forward or forward(state.generator, part, number))[0].image
 
-        discriminator, metrics = _update_discriminator(discriminator, images, make_fake, rate_factor, networks, config)
+        discriminator, metrics = _update_discriminator(state, images, make_fake, rate_factor, networks, config)
 
     # ---- the generator, through the discriminator ----------------------------------------------------------------------
     adversary = discriminator if config.train.update_order == "discriminator_first" else state.discriminator
@@ -100,10 +102,30 @@ def train_step(
     generator = _apply_gradients(learner, gradients, batch_stats, learning_rate, config, kind)
 
     # ---- the moving average --------------------------------------------------------------------------------------------
-    ema = None if state.ema is None else optimizers.ema_update(state.ema, generator.params, config.optim.ema, state.step)
+    ema, ema_stats = state.ema, state.ema_stats
+    if ema is not None:
+        average = (generator.params, generator.batch_stats)
+        ema, ema_stats = optimizers.ema_update((ema, ema_stats), average, config.optim.ema, state.step)
     metrics |= generator_metrics
     metrics |= {"generator_gradient_norm": optax.global_norm(gradients), "learning_rate": learning_rate}
-    return State(state.step + 1, generator, discriminator, ema), metrics
+    new = State(state.step + 1, generator, discriminator, ema, ema_stats, state.guard)
+    return _guarded(new, state, metrics, config)
+
+
+def _guarded(new: State, old: State, metrics: Metrics, config: Config) -> tuple[State, Metrics]:
+    """Returns the new state, or the old one with the next step's number where the guard finds the update unsound."""
+    if old.guard is None:
+        return new, metrics
+    norms = [metrics.get(f"{name}_gradient_norm", jnp.zeros(())) for name in ("generator", "discriminator")]
+    others = [optax.global_norm(new.generator.batch_stats), metrics.get("loss/discriminator", jnp.zeros(()))]
+    if new.discriminator is not None:
+        others.append(optax.global_norm(new.discriminator.batch_stats))
+    sound, memory, judged = guard.judge(
+        old.guard, config.guard, jnp.stack(norms), metrics["loss/generator"], jnp.stack([jnp.asarray(x) for x in others])
+    )
+    # Both networks or neither: the one that learns from a broken one would break too.
+    kept = guard.select(sound, dataclasses.replace(new, guard=None), dataclasses.replace(old, guard=None))
+    return dataclasses.replace(kept, step=new.step, guard=memory), metrics | judged
 
 
 def _to_images(batch: Batch) -> Images:
@@ -141,7 +163,7 @@ def _over_microbatches(
 
 
 def _update_discriminator(
-    learner: Learner,
+    state: State,
     images: Images,
     make_fake: Callable[[Images, Number], jax.Array],
     rate_factor: jax.Array,
@@ -149,13 +171,21 @@ def _update_discriminator(
     config: Config,
 ) -> tuple[Learner, Metrics]:
     """Returns the discriminator after its step, and its metrics. `make_fake(part, number)` returns a microbatch's fake."""
+    learner = state.discriminator
+    assert learner is not None
 
     def discriminator_pass(batch_stats: BatchStats, part: Images, number: Number) -> PassResult:
         fake = jax.lax.stop_gradient(make_fake(part, number))
-        return _discriminator_gradients(learner.params, batch_stats, part, fake, networks, config)
+        result = _discriminator_gradients(learner.params, batch_stats, part, fake, networks, config)
+        if config.loss.r1_weight == 0:
+            return result
+        value, gradients = _lazy_r1(learner.params, batch_stats, part, state.step, networks, config)
+        gradients = jax.tree.map(lambda a, b: a + config.loss.r1_weight * b, result.gradients, gradients)
+        return PassResult(gradients, result.batch_stats, result.metrics | {"loss/r1": value})
 
     result = _over_microbatches(discriminator_pass, learner.batch_stats, images, config.parallel.accumulate)
     gradients, batch_stats, metrics = devices.mean(result)
+    metrics = metrics | {"discriminator_gradient_norm": optax.global_norm(gradients)}
     learning_rate = config.optim.discriminator_lr * rate_factor
     return _apply_gradients(learner, gradients, batch_stats, learning_rate, config), metrics
 
@@ -168,11 +198,34 @@ def _discriminator_gradients(
         real_scales, moved = _discriminate(networks, params, batch_stats, part.source, part.target)
         fake_scales, moved = _discriminate(networks, params, moved, part.source, fake)
         value = jnp.mean(part.weight * losses.discriminator(config.loss.adversarial, real_scales, fake_scales))
-        logits = {"logits/real": real_scales[0][-1].mean(), "logits/fake": fake_scales[0][-1].mean()}
-        return value, (moved, {"loss/discriminator": value} | logits)
+        return value, (moved, {"loss/discriminator": value} | _logit_metrics(real_scales[0][-1], fake_scales[0][-1], config))
 
     gradients, (moved, metrics) = jax.grad(loss, has_aux=True)(params)
     return PassResult(gradients, moved, metrics)
+
+
+def _lazy_r1(params: Params, batch_stats: BatchStats, part: Images, step: jax.Array, networks: Networks, config: Config) -> Any:
+    """Returns the penalty R1 and its gradient on every `r1_every`-th step, and else zeros (Karras et al. 2020, section 3.1).
+
+    Both are so many times as large: their means over steps are those of the penalty.
+    """
+
+    def penalty(params: Params) -> jax.Array:
+        # The averages that this pass would move are dropped.
+        discriminate = lambda image: _discriminate(networks, params, batch_stats, part.source, image)[0]  # noqa: E731
+        return config.loss.r1_every * jnp.mean(part.weight * losses.r1(discriminate, part.target))
+
+    zeros = lambda params: (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))  # noqa: E731
+    # All devices are at the same step, so all of them take the same branch.
+    return jax.lax.cond(step % config.loss.r1_every == 0, jax.value_and_grad(penalty), zeros, params)
+
+
+def _logit_metrics(real: jax.Array, fake: jax.Array, config: Config) -> Metrics:
+    """The discriminator's mean logits, and the share of the patches that it calls what they are."""
+    # Least squares pulls real logits to 1 and fake ones to 0; the other losses part them at 0.
+    border = 0.5 if config.loss.adversarial == "lsgan" else 0.0
+    accuracy = {"accuracy/real": (real > border).mean(), "accuracy/fake": (fake < border).mean()}
+    return {"logits/real": real.mean(), "logits/fake": fake.mean()} | accuracy
 
 
 def _discriminate(
@@ -217,7 +270,8 @@ def objective_gradient(
     adversarial_weight = weights.adversarial_weight * jnp.minimum(1.0, (step + 1) / max(1, weights.adversarial_ramp))
 
     def pixel_loss(fake: GeneratorOutput, images: Images) -> jax.Array:
-        return losses.pixel(weights.pixel, fake.image, images.target, images.source, edit_weight)
+        trust = losses.trust_unedited(fake, weights.left_share) if weights.left_share else 1.0
+        return losses.pixel(weights.pixel, fake.image, images.target, images.source, edit_weight, trust)
 
     def adversarial_loss(fake: GeneratorOutput, images: Images) -> jax.Array:
         return losses.adversarial(weights.adversarial, discriminate(images, fake.image))
@@ -230,7 +284,7 @@ def objective_gradient(
         return losses.perceptual(fake_features, target_features, weights.perceptual_layer_weights, weights.perceptual_scale)
 
     def mask_loss(fake: GeneratorOutput, images: Images) -> jax.Array:
-        return losses.mask(fake, images.source, images.target)
+        return losses.mask(fake, images.source, images.target, weights.left_share)
 
     def discriminate(images: Images, image: jax.Array) -> Scales:
         assert discriminator is not None
@@ -259,7 +313,7 @@ def objective_gradient(
         for name, image in (("pixel", output.image), ("pixel_identity", images.source)):
             plain = losses.pixel(weights.pixel, image, images.target, images.source, 1.0)
             metrics[f"loss/{name}"] = jnp.mean(images.weight * plain)
-    return objective.gradient(), metrics
+    return objective.gradient(), metrics | losses.edit_measures(output.image, images.source, images.target)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,14 +17,15 @@ from autoretouch_jax.models.folder import load_model
 from autoretouch_jax.runtime import devices, processes, storage
 from autoretouch_jax.training.checkpoints import read_discriminator
 from autoretouch_jax.training.compilation import compiled_step
+from autoretouch_jax.training.resuming import read_data
 from autoretouch_jax.training.state import State, check_start, init_state, make_networks, start_from
 
 
 class Trainer:
     """The parts of a run. `config.train.steps` is filled in; `start` is the model that the run starts from, or None."""
 
-    def __init__(self, config: Config, start: Any = None) -> None:
-        """`start` is the path of the model to start from, by default `train.start_from`.
+    def __init__(self, config: Config, resumed: bool = False) -> None:
+        """A `resumed` run restores its checkpoint, and does not read the model of `train.start_from`.
 
         Raises Refused when the config, the data, a weight file or the model do not fit.
         """
@@ -32,13 +33,13 @@ class Trainer:
         self.mesh = devices.make_mesh(config.parallel, config.train.batch)
         self.source, self.negatives = open_source(config.data), open_negatives(config.data)
         self.config = config = _with_steps(config, len(self.source))
-        resumed, start = start is not None, start or config.train.start_from
+        start = None if resumed else config.train.start_from
         self.start = load_model(start) if start else None
         if self.start:
             check_start(self.start, config)
         self.networks, frozen = make_networks(config)
-        # A model without its run, such as the one in the box, has no discriminator. A resumed run restores its own.
-        has_discriminator = start and not resumed and self.networks.discriminator
+        # A model without its run, such as the one in the box, has no discriminator.
+        has_discriminator = start and self.networks.discriminator
         self._start_discriminator = read_discriminator(storage.open_path(start) / "checkpoints") if has_discriminator else {}
         self.frozen = devices.replicate(frozen, self.mesh)
         self.shardings, self.step = compiled_step(config, self.networks, self.mesh)
@@ -47,6 +48,10 @@ class Trainer:
     def face_size(self) -> float | None:
         """The usual size of the faces that the network sees in training, in pixels, or None: see `typical_face_size`."""
         return typical_face_size(self.source, self.config.data)
+
+    def start_license(self, workdir: Any) -> str | None:
+        """The licence of the data that the model to start from was trained on, if any. A resumed run's `workdir` states it."""
+        return self.start.data_license if self.start else read_data(workdir).get("start_license")
 
     def init(self) -> State:
         """Returns a fresh state on the devices. Its weights are those of the run or model to start from, if any."""
