@@ -198,7 +198,7 @@ def test_killed_around_its_return_a_run_ends_the_same(guarded, tmp_path, monkeyp
 
     real = loop.Trainer.put
     monkeypatch.setattr(loop.Trainer, "put", bad)
-    config = edited(guarded, guard={"patience": 2, "rollbacks": 20}, train={"checkpoint_every": 2})
+    config = edited(guarded, guard={"patience": 2, "rollbacks": 20}, train={"checkpoint_every": 2, "log_every": 1})
     assert loop.run(config, tmp_path / "whole") == 0
     assert int(final_state(config, tmp_path / "whole")[0].guard.rollbacks) > 0
     for step in range(1, 12):

@@ -91,7 +91,7 @@ def test_a_key_that_a_newer_version_added_counts_as_its_default(small_config, un
     stored["train"].pop("trackers")
     (undisturbed / "config.json").write_text(json.dumps(stored))
     # The default of `norm` is not what this config says, so the old run was another one.
-    with pytest.raises(Refused, match="generator.norm"):
+    with pytest.raises(Refused, match=r"generator\.norm"):
         loop.run(small_config, undisturbed)
     stored["generator"]["norm"] = "none"
     (undisturbed / "config.json").write_text(json.dumps(stored))

@@ -201,8 +201,8 @@ def test_waiting_for_data_counts_only_while_the_device_stands_still():
 
 HEALTHY = {
     "edit/left": 0.5, "edit/drawn": 1.0, "edit/outside": 0.1, "loss/pixel": 0.5, "loss/pixel_identity": 1.0,
-    "accuracy/real": 0.8, "accuracy/fake": 0.7, "share/adversarial": 0.3, "share/pixel": 0.7, "input_wait_share": 0.01, "guard/skipped": 0.0,
-    "learning_rate": 2e-4,
+    "accuracy/real": 0.8, "accuracy/fake": 0.7, "share/adversarial": 0.3, "share/pixel": 0.7, "input_wait_share": 0.01,
+    "guard/skipped": 0.0, "learning_rate": 2e-4,
 }  # fmt: skip
 
 

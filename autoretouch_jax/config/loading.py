@@ -23,6 +23,8 @@ PATH_KEYS = (
     "train.start_from",
     "loss.vgg_weights",
 )
+# Values of these keys that are no paths. The model in the box is known by its name, wherever the package is installed.
+WORDS = (PRETRAINED, "download", "random")
 
 
 def config_argument(argv: Sequence[str], switches: Collection[str] = ()) -> str | None:
@@ -113,10 +115,7 @@ def _with_value(config: Any, groups: list[str], name: str, value: Any) -> Any:
 def resolve(config: Config) -> Config:
     """Makes every path absolute, so that the same run can be resumed from any folder."""
     # Object storage has no working directory; `absolute` leaves its paths alone.
-    paths, flat = list(PATH_KEYS), flatten(config)
-    if config.loss.vgg_weights in ("download", "random"):
-        paths.remove("loss.vgg_weights")
-    # The model in the box is known by its name, wherever the package is installed.
-    if config.train.start_from == PRETRAINED:
-        paths.remove("train.start_from")
-    return with_values(config, {key: absolute(flat[key]) for key in paths if flat[key]})
+    flat = flatten(config)
+    # Validation has no key for a form of data of your own, unless you add one.
+    given = {key: flat[key] for key in PATH_KEYS if flat.get(key) and flat[key] not in WORDS}
+    return with_values(config, {key: absolute(path) for key, path in given.items()})

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from typing import Any
 
-from autoretouch_jax.config.loading import PATH_KEYS
+from autoretouch_jax.config.loading import PATH_KEYS, WORDS
 from autoretouch_jax.config.schema import Config
 from autoretouch_jax.errors import Refused
 
@@ -56,8 +56,8 @@ def refuse_other_run(config: Config, stored: Any) -> list[str]:
         if before.get(key, dataclasses.MISSING) != now.get(key, dataclasses.MISSING)
         and not key.startswith(MAY_CHANGE_ON_RESUME)
     ]
-    # A path that is given on one side only is other data, or none.
-    moved = [key for key in different if key in PATH_KEYS and before.get(key) and now.get(key)]
+    # A path that is given on one side only is other data, or none. So is a word such as `download` against a file.
+    moved = [key for key in different if key in PATH_KEYS and _is_path(before.get(key)) and _is_path(now.get(key))]
     if changed := [key for key in different if key not in moved]:
         described = [f"{key} ({before.get(key, 'absent')} there, {now.get(key, 'absent')} here)" for key in changed]
         raise Refused(
@@ -65,6 +65,10 @@ def refuse_other_run(config: Config, stored: Any) -> list[str]:
             "choose another --workdir, or give the values it was started with"
         )
     return moved
+
+
+def _is_path(value: Any) -> bool:
+    return bool(value) and value not in WORDS
 
 
 def _with_defaults(config: Config) -> Config:

@@ -107,7 +107,7 @@ class ValidationConfig:
     tfds: str | None = None
     """The folder of a TFDS data set that holds `source` and `target`."""
     split: str = "validation"
-    """Split of the TFDS data set."""
+    """The split of it that is measured."""
     alone: str | None = None
     """A folder of photographs in which nothing may change. It may be given alone or beside one of the others."""
     every: int = 1000

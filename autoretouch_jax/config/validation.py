@@ -120,7 +120,7 @@ def _validate_data(data: DataConfig) -> None:
 
 def _validate_validation(config: Config) -> None:
     data = config.data.validation
-    given = [form for form in DATA_FORMS if any(getattr(data, key) for key in form)]
+    given = [form for form in DATA_FORMS if any(getattr(data, key, None) for key in form)]
     if len(given) > 1 or bool(data.source) != bool(data.target):
         raise Refused(
             "--data.validation: give clean faces (--data.validation.root), pairs (--data.validation.source and "

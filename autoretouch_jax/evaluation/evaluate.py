@@ -59,22 +59,31 @@ def evaluate(
     faults += further
     if not images and not untouched:
         raise BadInput(f"no image could be read: {summarise(faults)}")
-    means: dict[str, Any] = {"identity": metrics.mean([image["identity"] for image in images]) if images else {}}
     by_model = {
         name: _means([image["models"][name] for image in images], [u["models"][name] for u in untouched]) for name in models
     }
-    means["model"] = next(iter(by_model.values()))
+    identity = metrics.mean([image["identity"] for image in images]) if images else {}
     for row in images + untouched:
         row["model"] = next(iter(row["models"].values()))
         if len(models) == 1:
             del row["models"]
-    result = {"n": len(images), "protocol": PROTOCOL, "faces": faces, **means}
+    result = {
+        "n": len(images),
+        "protocol": PROTOCOL,
+        "faces": faces,
+        "identity": identity,
+        "model": next(iter(by_model.values())),
+    }
     result |= {"models": by_model} if len(models) > 1 else {}
-    result["images"] = images
-    if untouched:
-        worst = sorted(untouched, key=lambda row: row["model"]["alone_identical"])[:WORST]
-        result |= {"alone": untouched, "worst": [row["name"] for row in worst if row["model"]["alone_identical"] < 1]}
-    return result, faults
+    return result | {"images": images} | _changed_most(untouched), faults
+
+
+def _changed_most(untouched: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the values of the photographs that should not change, and the names of those that changed most."""
+    if not untouched:
+        return {}
+    worst = sorted(untouched, key=lambda row: row["model"]["alone_identical"])[:WORST]
+    return {"alone": untouched, "worst": [row["name"] for row in worst if row["model"]["alone_identical"] < 1]}
 
 
 def _means(pairs: list[metrics.Values], untouched: list[metrics.Values]) -> dict[str, Any]:

@@ -220,7 +220,7 @@ class Run:
         )
 
     def _roll_back(self, trouble: float, at: int) -> Ending | None:
-        """Goes back from step `at`, with a lower learning rate and without the batches since. The ending is that of giving up."""
+        """Goes back from step `at`, with a lower learning rate and without the batches since. Gives up with an ending."""
         config, failed = self.trainer.config, self.state.guard
         assert failed is not None
         why, rate = guard.reason(trouble, config.guard), config.optim.generator_lr * float(failed.rate)
