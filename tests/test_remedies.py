@@ -19,7 +19,8 @@ from autoretouch_jax.runtime import devices
 from autoretouch_jax.training import losses
 from autoretouch_jax.training.checkpoints import Checkpoints
 from autoretouch_jax.training.state import make_networks
-from autoretouch_jax.training.step import Images, objective_gradient, train_step
+from autoretouch_jax.training.step import objective_gradient, train_step
+from autoretouch_jax.training.terms import Images
 from autoretouch_jax.training.trainer import Trainer
 
 KINDS = (AutoRetouchPatchGAN(width=4), PatchGAN(width=4, scales=2, norm="instance"))

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import edited
 
+from autoretouch_jax.config import ValidationConfig
 from autoretouch_jax.errors import BadInput, Refused
 from autoretouch_jax.models.folder import load_model
 from autoretouch_jax.training import loop
@@ -271,10 +272,17 @@ sys.exit(loop.run(pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2]
 """
 
 
-def test_kill_nine_at_random_moments_loses_nothing(small_config, tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_that_is_ended_at_random_moments_loses_nothing(small_config, face_folder, tmp_path, sent):
+    """With validation, guard and report. MOMENTS=20 ends it at twenty moments."""
     import pickle
 
-    config = edited(small_config, train={"steps": 40, "checkpoint_every": 2, "sample_every": 20})
+    held_out = ValidationConfig(root=str(shutil.copytree(face_folder, tmp_path / "held_out")), every=7, images=2)
+    config = edited(
+        small_config,
+        train={"steps": 60, "checkpoint_every": 2, "log_every": 2, "sample_every": 20},
+        data={"validation": held_out},
+    )
     (tmp_path / "config.pickle").write_bytes(pickle.dumps(config))
 
     def start(workdir: Path) -> subprocess.Popen:
@@ -284,17 +292,23 @@ def test_kill_nine_at_random_moments_loses_nothing(small_config, tmp_path):
             stderr=subprocess.PIPE,
         )
 
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole, ended = tmp_path / "whole", tmp_path / "ended"
     started = time.perf_counter()
     assert start(whole).wait() == 0
     duration = time.perf_counter() - started
-    moments = random.Random(0)
-    for _ in range(2):
-        process = start(killed)
+    moments, statuses = random.Random(0), []
+    for _ in range(int(os.environ.get("MOMENTS", "2"))):
+        process = start(ended)
         time.sleep(moments.uniform(0.3, 0.95) * duration)
-        process.kill()
+        process.send_signal(sent)
         process.communicate()
-    process = start(killed)
+        statuses.append(process.returncode)
+    process = start(ended)
     _, errors = process.communicate()
     assert process.returncode == 0, errors.decode()
-    assert_same_run(config, whole, killed)
+    assert set(statuses) <= {0, 75, -sent}, statuses
+    assert_same_run(config, whole, ended)
+    best = [(run / "model-best" / "model.safetensors").read_bytes() for run in (whole, ended)]
+    assert best[0] == best[1]
+    measured = [[json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()] for run in (whole, ended)]
+    assert measured[0] == measured[1]

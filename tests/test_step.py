@@ -15,7 +15,8 @@ from autoretouch_jax.models.pixels import to_float
 from autoretouch_jax.runtime import devices
 from autoretouch_jax.training import losses, optimizers
 from autoretouch_jax.training.state import init_state, make_networks
-from autoretouch_jax.training.step import Images, Term, TermEvaluator, _apply_gradients, train_step
+from autoretouch_jax.training.step import _apply_gradients, train_step
+from autoretouch_jax.training.terms import Images, Term, TermEvaluator
 from autoretouch_jax.training.trainer import Trainer
 
 LOSSES_ON = {"perceptual_weight": 1.0, "vgg_weights": "random", "perceptual_layers": ("relu1_2",)}

@@ -332,7 +332,8 @@ class Run:
             ending = ending._replace(message=message)
         if ending.message and ending.status != EXIT_FAILED:
             self.journal.event(self.step, "done" if ending.status == EXIT_DONE else "stopped", f"{ending.message}.")
-        self.journal.verdicts(self.step, self.validation.rows)
+        if ending.status != EXIT_FAILED:  # of a run that has failed, the last event says all
+            self.journal.verdicts(self.step, self.validation.rows)
         self.journal.close()
         progress.say(ending.message, error=ending.status == EXIT_FAILED)
         return ending.status
