@@ -59,23 +59,22 @@ def evaluate(
     faults += further
     if not images and not untouched:
         raise BadInput(f"no image could be read: {summarise(faults)}")
+    return _result(list(models), images, untouched) | {"faces": faces}, faults
+
+
+def _result(names: list[str], images: list[dict[str, Any]], untouched: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the means over the rows of all images, and the rows, in which `model` becomes the first model's values."""
     by_model = {
-        name: _means([image["models"][name] for image in images], [u["models"][name] for u in untouched]) for name in models
+        name: _means([image["models"][name] for image in images], [u["models"][name] for u in untouched]) for name in names
     }
-    identity = metrics.mean([image["identity"] for image in images]) if images else {}
     for row in images + untouched:
-        row["model"] = next(iter(row["models"].values()))
-        if len(models) == 1:
+        row["model"] = row["models"][names[0]]
+        if len(names) == 1:
             del row["models"]
-    result = {
-        "n": len(images),
-        "protocol": PROTOCOL,
-        "faces": faces,
-        "identity": identity,
-        "model": next(iter(by_model.values())),
-    }
-    result |= {"models": by_model} if len(models) > 1 else {}
-    return result | {"images": images} | _changed_most(untouched), faults
+    identity = metrics.mean([image["identity"] for image in images]) if images else {}
+    result = {"n": len(images), "protocol": PROTOCOL, "identity": identity, "model": by_model[names[0]]}
+    result |= {"models": by_model} if len(names) > 1 else {}
+    return result | {"images": images} | _changed_most(untouched)
 
 
 def _changed_most(untouched: list[dict[str, Any]]) -> dict[str, Any]:
