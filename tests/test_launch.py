@@ -102,7 +102,7 @@ def steps_saved(workdir: Path) -> list[int]:
     return sorted(int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit())
 
 
-def wait_for(condition, what: str, seconds: float = 120):
+def wait_for(condition, what: str, seconds: float = 240):
     until = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < until, what

@@ -225,7 +225,7 @@ def test_a_run_goes_on_without_a_damaged_example_and_says_so(pair_folders, tmp_p
     shard.write_bytes(data)
     config = edited(small_config, data={"root": None, "records": str(tmp_path / "r")})
     assert loop.run(config, tmp_path / "run") == 0
-    assert "replaced by another example" in (error := capsys.readouterr().err)
+    assert "Replaced by another example" in (error := capsys.readouterr().err)
     assert "nested/face3 is damaged" in error
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["bad_examples"] == 1

@@ -20,7 +20,7 @@ from autoretouch_jax.errors import BadInput, Refused
 from autoretouch_jax.models.folder import load_model
 from autoretouch_jax.runtime import storage
 from autoretouch_jax.training import loop
-from autoretouch_jax.training.checkpoints import has_checkpoint
+from autoretouch_jax.training.checkpoints import newest_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the servers' libraries
 
@@ -93,7 +93,7 @@ def test_a_run_in_a_bucket_stops_resumes_and_ends_as_in_a_folder(bucket, small_c
     assert loop.run(config, here) == 0
     assert loop.run(edited(config, train={"steps": 2}), there) == 0
     home = storage.open_path(there)
-    assert has_checkpoint(home / "checkpoints")
+    assert newest_checkpoint(home / "checkpoints")
     assert loop.run(config, there) == 0
     assert (home / "model/model.safetensors").read_bytes() == (here / "model/model.safetensors").read_bytes()
     assert sorted(path.name for path in home.iterdir()) == sorted(path.name for path in here.iterdir())
@@ -107,7 +107,7 @@ def test_a_save_that_was_not_committed_is_no_checkpoint(bucket, small_config):
     there = storage.open_path(f"{bucket}/runs/cut")
     (there / "checkpoints" / "5" / "state").mkdir(parents=True)
     (there / "checkpoints" / "5" / "state" / "d").write_bytes(b"half")
-    assert not has_checkpoint(there / "checkpoints")
+    assert not newest_checkpoint(there / "checkpoints")
     assert loop.run(edited(small_config, train={"steps": 2, "checkpoint_every": 2}), str(there)) == 0
 
 

@@ -50,7 +50,7 @@ def start(command: list[str]) -> subprocess.Popen:
 def test_two_workers_killed_and_started_again_lose_no_trial_and_make_none_twice(command, tmp_path):
     folder = tmp_path / "sweep"
     workers = [start(command), start(command)]
-    until = time.monotonic() + 120
+    until = time.monotonic() + 240
     while len(list(folder.glob("trials/*/metrics.jsonl"))) < 3:
         assert time.monotonic() < until
         time.sleep(0.05)

@@ -48,7 +48,7 @@ def write(sweep: Sweep, study: optuna.Study) -> int:
 def as_python(config: Config, docstring: str) -> str:
     """Returns a config file with every value written out."""
     groups = {type(getattr(config, field.name)).__name__ for field in dataclasses.fields(config)}
-    names = ", ".join(sorted({"BlemishConfig", "Config", *groups}))
+    names = ", ".join(sorted({"BlemishConfig", "Config", "ValidationConfig", *groups}))
     values = pprint.pformat(config, width=120)
     return f'"""{docstring}"""\n\nfrom autoretouch_jax.config import {names}\n\nconfig = {values}\n'
 

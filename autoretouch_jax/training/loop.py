@@ -216,7 +216,7 @@ class Run:
             EXIT_FAILED,
             False,
             f"stopped at step {self.step}: {bad[0]} is not finite; the last checkpoint is from an earlier step. Go on from it "
-            "with a lower --optim.generator-lr, with --optim.clip-norm 1, or with the guard: --guard.enabled",
+            "with a lower --optim.generator-lr, with --optim.clip-norm 1, or with the guard: --guard.enabled True",
         )
 
     def _roll_back(self, trouble: float, at: int) -> Ending | None:
