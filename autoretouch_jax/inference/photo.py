@@ -1,6 +1,5 @@
 """Reads photographs and writes them back with their format, profile, EXIF and alpha. The only writer of photographs."""
 
-import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,12 +7,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from autoretouch_jax.data.images import decoded, split_alpha
+from autoretouch_jax.data import images
 from autoretouch_jax.errors import BadInput
 from autoretouch_jax.runtime.storage import replacing
 
 MODES = ("RGB", "RGBA", "L", "LA", "P")  # Pillow's modes of 8 bits a channel; a palette (P) is written back as RGB
-ORIENTATION = 0x0112  # EXIF's tag of how a camera was held
 CARRIED = ("icc_profile", "exif", "dpi")  # Pillow's names of what is copied from the file read to the file written
 
 
@@ -31,37 +29,24 @@ class Photo:
 
     def upright(self) -> np.ndarray:
         """Returns the pixels as a viewer shows them: a face in a photograph that lies on its side would not be found."""
-        pixels = self.pixels.swapaxes(0, 1) if self.orientation >= 5 else self.pixels
-        return np.ascontiguousarray(_mirrored(pixels, self.orientation))
+        return images.upright(self.pixels, self.orientation)
 
     def as_stored(self, upright: np.ndarray) -> np.ndarray:
         """Turns pixels back from `upright` to how the file stores them."""
-        pixels = _mirrored(upright, self.orientation)
-        return np.ascontiguousarray(pixels.swapaxes(0, 1) if self.orientation >= 5 else pixels)
+        return images.as_stored(upright, self.orientation)
 
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 where there is none or the EXIF is broken."""
-    try:
-        orientation = image.getexif().get(ORIENTATION, 1)
-    except (SyntaxError, ValueError, struct.error):
-        return 1
-    return orientation if orientation in range(1, 9) else 1
-
-
-def _mirrored(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """The mirroring that is part of an orientation; those from 5 on also exchange rows and columns."""
-    rows = -1 if orientation in (3, 4, 7, 8) else 1
-    columns = -1 if orientation in (2, 3, 6, 7) else 1
-    return pixels[::rows, ::columns]
+    @property
+    def profile(self) -> bytes:
+        """The ICC profile that describes the pixels. A grey photograph's describes greys, and its pixels are taken for sRGB."""
+        return b"" if self.grey else self.options.get("icc_profile", b"")
 
 
 def read_photo(path: Path) -> Photo:
-    """Decodes an 8-bit photograph. Pixels stay as stored, and an EXIF orientation stays in the EXIF.
+    """Decodes an 8-bit photograph. Pixels stay as stored, in their own colours, and an EXIF orientation stays in the EXIF.
 
-    Raises BadInput, naming the file, for any other file.
+    Raises BadInput, naming the file, for any other file. CMYK is one of them: writing it back would change every pixel.
     """
-    with decoded(path) as image:
+    with images.decoded(path) as image:
         if image.mode not in MODES:
             raise BadInput(f"{path}: {image.mode} pixels; convert it to 8-bit RGB first")
         # Only the entries that have a value: Pillow would write an empty profile.
@@ -72,9 +57,13 @@ def read_photo(path: Path) -> Photo:
             options |= {"qtables": image.quantization, "subsampling": JpegImagePlugin.get_sampling(image)}
         elif kind == "WEBP":
             options["lossless"] = True  # another lossy encoding would change every pixel
-        pixels, alpha = split_alpha(image)
+        elif kind == "AVIF":
+            options |= {"quality": 100, "subsampling": "4:4:4"}  # Pillow cannot write it without losses; this errs by 2 levels
+        pixels, alpha = images.split_alpha(image)
         # MPO is a JPEG with a second picture behind it, which the retouched photograph does not keep.
-        orientation = _orientation(image)
+        orientation = images.orientation_of(image)
+        if orientation != 1 and "exif" not in options:  # stated in other metadata, which are not copied
+            options["exif"] = image.getexif().tobytes()
         return Photo(pixels, alpha, image.mode in ("L", "LA"), "JPEG" if kind == "MPO" else kind, options, orientation)
 
 

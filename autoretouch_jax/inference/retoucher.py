@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from autoretouch_jax.config.paths import PRETRAINED
 from autoretouch_jax.config.schema import Faces
+from autoretouch_jax.data.colour import change_from_srgb, pixels_to_srgb
 from autoretouch_jax.data.images import list_images
 from autoretouch_jax.errors import EXIT_DONE, EXIT_FAILED, BadInput, Refused, summarise
 from autoretouch_jax.inference.edit import Edit, apply_edit, find_edit
@@ -45,21 +46,27 @@ class Retoucher:
     def __call__(self, image: Any, strength: float = 1.0, faces: Faces = "auto") -> np.ndarray:
         """Returns the retouched image, `uint8[H, W, 3]`. `image` is such an array, or a Pillow image, which is turned upright.
 
+        An array is taken for sRGB. A Pillow image with a colour profile is returned in the colours of that profile.
         `strength` 0 leaves it as it is. `faces` is `auto`, `all` (also faces of which the detector is less sure) or
         `off` (the whole image). Raises BadInput for an image of another kind.
         """
+        profile = b""
         if isinstance(image, Image.Image):
             if image.mode not in MODES:
                 raise BadInput(f"the image has {image.mode} pixels; convert it to 8-bit RGB first")
+            profile = image.info.get("icc_profile") or b""
             image = ImageOps.exif_transpose(image).convert("RGB")
         pixels = np.asarray(image)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
             raise BadInput(f"the image is {pixels.dtype} {list(pixels.shape)}; give uint8 [height, width, 3], RGB")
-        return apply_edit(self.model.config, pixels, self.edit(pixels, faces), strength)
+        return apply_edit(self.model.config, pixels, self.edit(pixels, faces, profile), strength)
 
-    def edit(self, pixels: np.ndarray, faces: Faces = "auto") -> Edit:
-        """Returns what the model would change in `uint8[H, W, 3]`: see `Edit`."""
-        return find_edit(self.model, pixels, faces)
+    def edit(self, pixels: np.ndarray, faces: Faces = "auto", profile: bytes = b"") -> Edit:
+        """Returns what the model would change in `uint8[H, W, 3]`, whose colours an ICC profile describes: see `Edit`."""
+        # The network sees sRGB, as in training. What it would change is converted, so that other pixels stay as they are.
+        seen = pixels_to_srgb(pixels, profile)
+        edit = find_edit(self.model, seen, faces)
+        return edit._replace(change=change_from_srgb(seen, edit.change, profile))
 
 
 def run(
@@ -97,7 +104,7 @@ def _retouch(retoucher: Retoucher, path: Path, destination: Path, strength: floa
     """Writes one retouched photograph, and returns its edit."""
     photo = read_photo(path)
     upright = photo.upright()
-    edit = retoucher.edit(upright, faces)
+    edit = retoucher.edit(upright, faces, photo.profile)
     pixels = photo.as_stored(apply_edit(retoucher.model.config, upright, edit, strength))
     if np.array_equal(pixels, photo.pixels):
         # The same bytes: encoding a JPEG again would change a photograph in which there was nothing to do.
