@@ -42,15 +42,22 @@ def by_tone(model: Model, pairs: PairSource) -> list[list[str]]:
     for i in tqdm(range(len(pairs)), desc="skin tones", disable=None):
         source, target = pairs[i].images["source"], pairs[i].images["target"]
         angle = typology_angle(target)
-        values = metrics.compare_edit(source, target, retouch_array(model, source))
-        if angle is not None and values["edit_recovered"] is not None:
-            measured.append((angle, values["edit_recovered"], values["outside_error"]))
-    measured.sort()
+        sums = metrics.count(source, target, retouch_array(model, source))
+        if angle is not None and sums["drawn"]:
+            measured.append((angle, sums))
+    measured.sort(key=lambda person: person[0])
     rows = []
-    for name, third in zip(("darkest", "middle", "lightest"), np.array_split(np.array(measured), 3), strict=True):
-        angle, recovered, outside = third.mean(0)
-        rows.append([f"{name} third, {len(third)} people, {angle:.0f}°", f"{recovered:.3f}", f"{outside:.3f}"])
+    for name, indices in zip(("darkest", "middle", "lightest"), np.array_split(np.arange(len(measured)), 3), strict=True):
+        third = [measured[i] for i in indices]
+        angle = np.mean([angle for angle, _ in third])
+        rows.append([f"{name} third, {len(third)} people, {angle:.0f}°", *pooled([sums for _, sums in third])])
     return rows
+
+
+def pooled(people: list[metrics.Sums]) -> list[str]:
+    """Returns what is recovered of the edits, and the error outside them, over the pixels of all people together."""
+    values = metrics.ratios({name: sum(person[name] for person in people) for name in people[0]})
+    return [f"{values[name]:.3f}" for name in ("edit_recovered", "outside_error")]
 
 
 def by_size(model: Model, pairs: PairSource, people: int) -> list[list[str]]:
@@ -68,9 +75,8 @@ def by_size(model: Model, pairs: PairSource, people: int) -> list[list[str]]:
                 np.asarray(Image.fromarray(pair[side]).resize((width, height), Image.Resampling.LANCZOS))
                 for side in ("source", "target")
             )
-            values.append(metrics.compare_edit(source, target, retouch_array(model, source)))
-        row = [np.mean([value[name] for value in values]) for name in ("edit_recovered", "outside_error")]
-        rows.append([f"faces of {size} pixels", *(f"{value:.3f}" for value in row)])
+            values.append(metrics.count(source, target, retouch_array(model, source)))
+        rows.append([f"faces of {size} pixels", *pooled(values)])
     return rows
 
 

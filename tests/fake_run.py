@@ -53,12 +53,15 @@ def metrics(step: int, random: np.random.Generator) -> dict:
 
 
 def validation(step: int, done: float) -> dict:
-    identity = {"psnr_rgb_u8": 41.2, "ssim_rgb_u8_gauss11": 0.9911, "edit_psnr": 28.1}
+    identity = {"psnr_pooled": 41.2, "psnr_rgb_u8": 42.2, "ssim_rgb_u8_gauss11": 0.9911, "edit_psnr_pooled": 28.1}
+    identity |= {"edit_recovered": 0.0, "edit_recovered_interval": [0.0, 0.0], "outside_error": 0.0, "outside_identical": 1.0}
     model = {
-        "psnr_rgb_u8": 40.2 + 5 * done,
+        "psnr_pooled": 40.2 + 5 * done,
+        "psnr_rgb_u8": 41.2 + 5 * done,
         "ssim_rgb_u8_gauss11": 0.990 + 0.006 * done,
-        "edit_psnr": 27.9 + 6 * done,
+        "edit_psnr_pooled": 27.9 + 6 * done,
         "edit_recovered": -0.05 + 0.7 * done,
+        "edit_recovered_interval": [-0.1 + 0.7 * done, 0.7 * done],
         "outside_error": 0.2 - 0.1 * done,
         "outside_identical": 0.8 + 0.15 * done,
         "alone_error": 0.02,
@@ -75,7 +78,7 @@ def validation(step: int, done: float) -> dict:
         "n": 12,
         "identity": identity,
         "model": model,
-        "metric": "psnr_rgb_u8",
+        "metric": "psnr_pooled",
         "best": step <= 90_000,
         "images": images,
         "alone": alone,

@@ -54,7 +54,7 @@ def test_it_is_the_network_of_its_configs():
 def test_it_heals_and_keeps_the_rest():
     source, clean = blemished_portrait()
     output = retouch_array(load_model("pretrained"), source)
-    values = metrics.compare_edit(source, clean, output)
+    values = metrics.compare(source, clean, output)
     assert values["edit_recovered"] > 0.3
     assert values["outside_error"] < 0.15
     assert metrics.psnr(output, clean) > metrics.psnr(source, clean)

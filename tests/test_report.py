@@ -103,7 +103,7 @@ def test_what_is_missing_or_cut_is_left_out(run, tmp_path):
 def test_values_that_are_not_finite_break_a_curve(tmp_path):
     values = [1.0, 2.0, None, float("nan"), float("inf"), 3.0, 4.0]
     lines(tmp_path / "metrics.jsonl", [{"step": i, "loss/pixel": value} for i, value in enumerate(values)])
-    lines(tmp_path / "validation.jsonl", [{"step": 1, "model": {"psnr_rgb_u8": None}, "identity": {"psnr_rgb_u8": None}}])
+    lines(tmp_path / "validation.jsonl", [{"step": 1, "model": {"psnr_pooled": None}, "identity": {"psnr_pooled": None}}])
     assert history.read(tmp_path).curve("loss/pixel")[2:5] == [(2, None), (3, None), (4, None)]
     drawn = chart("loss", [Curve("model", history.read(tmp_path).curve("loss/pixel"))])
     assert len(drawn["lines"][0]["paths"]) == 2
@@ -314,7 +314,7 @@ def test_compare_prints_a_row_for_each_run_and_for_doing_nothing(run, tmp_path, 
     out = capsys.readouterr().out
     rows = {line.split("  ")[0]: line for line in out.splitlines()}
     assert "41.20" in rows["doing nothing"]
-    assert re.search(r"100,000 +90,000 +44\.67 .* healthy, finished$", rows["portraits"])
+    assert re.search(r"100,000 +90,000 +44\.67 .* 0\.576 \[0\.53, 0\.63\] .* healthy, finished$", rows["portraits"])
     assert "not healthy" in rows["b"]
     assert re.search(r"50 +– .* 12\.5 +40% +no verdict yet", rows["bare"])
     assert re.search(r"train\.seed +0 +1 +–", out)
@@ -322,7 +322,7 @@ def test_compare_prints_a_row_for_each_run_and_for_doing_nothing(run, tmp_path, 
     text = (tmp_path / "out" / "compare.html").read_text()
     assert "default-src 'none'" in text
     assert 'aria-label="Pixel loss; portraits from' in text
-    assert "Validation: PSNR dB" in text
+    assert "Validation: pooled PSNR dB" in text
 
 
 def test_compare_refuses_what_is_no_run(run, tmp_path, capsys):

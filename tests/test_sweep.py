@@ -1,6 +1,7 @@
 """A sweep makes every trial exactly once, whichever worker is killed, and ends in a table, a plot, and a config that trains."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -9,12 +10,15 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from conftest import edited
 from optuna import distributions
 
 from autoretouch_jax import cli
+from autoretouch_jax.arguments import SweepArguments
 from autoretouch_jax.config import load
 from autoretouch_jax.data.folders import PairSource
 from autoretouch_jax.errors import Refused
@@ -67,7 +71,7 @@ def test_two_workers_killed_and_started_again_lose_no_trial_and_make_none_twice(
         steps = [json.loads(line)["step"] for line in (folder / f"trials/{number:04d}/metrics.jsonl").read_text().splitlines()]
         assert steps == sorted(set(steps))
     assert len({row["loss.pixel_weight"] for row in rows}) == TRIALS  # the workers did not repeat each other's draws
-    values = [float(row["psnr_rgb_u8"]) for row in rows if row["state"] == "finished"]
+    values = [float(row["psnr_pooled"]) for row in rows if row["state"] == "finished"]
     assert values == sorted(values, reverse=True)
     best = load(folder / "best.py")
     assert best.loss.pixel_weight == pytest.approx(float(rows[0]["loss.pixel_weight"]))
@@ -118,11 +122,34 @@ def test_a_trial_that_needs_too_much_memory_fails_and_the_sweep_goes_on(small_co
 
     monkeypatch.setattr(sweep.loop, "run", run)
     space = {"loss.edit_weight": distributions.CategoricalDistribution([1.0, 2.0])}
-    large = sweep.Sweep(small_config, space, 2, tmp_path / "large", "random", "psnr_rgb_u8", 1, None)
+    large = sweep.Sweep(small_config, space, 2, tmp_path / "large", "random", "psnr_pooled", 1, None)
     assert sweep.run(large, PairSource(*module_pairs)) == 1  # no trial was finished
     rows = list(csv.DictReader((tmp_path / "large" / "trials.csv").open()))
     assert len(rows) == 2
     assert all("too little memory" in row["reason"] for row in rows)
+
+
+def test_the_best_trial_is_one_that_changes_nothing_where_nothing_is_to_be_edited(
+    small_config, face_folder, tmp_path, monkeypatch, capsys
+):
+    """A PSNR without any error is infinite: the trial that keeps untouched pairs wins over those that damage them."""
+    from test_use import random_model
+
+    random = random_model()
+    still = dataclasses.replace(random, variables=jax.tree.map(np.zeros_like, random.variables))
+    monkeypatch.setattr(sweep.loop, "run", lambda *_: 0)
+    monkeypatch.setattr(sweep, "load_model", lambda folder: still if folder.name == "0001" else random)
+    space = {"loss.edit_weight": distributions.CategoricalDistribution([1.0, 2.0, 3.0])}
+    untouched = sweep.Sweep(small_config, space, 3, tmp_path / "still", "grid", SweepArguments.metric, 2, None)
+    assert sweep.run(untouched, PairSource(face_folder, face_folder)) == 0
+    rows = list(csv.DictReader((tmp_path / "still" / "trials.csv").open()))
+    assert rows[0]["trial"] == "1"
+    assert rows[0]["psnr_pooled"] == "inf"
+    assert "psnr_pooled inf on the validation pairs; doing nothing scores inf." in capsys.readouterr().out
+    assert 0 < float(rows[1]["psnr_pooled"]) < 60
+    undefined = sweep.dataclasses.replace(untouched, metric="edit_recovered", workdir=tmp_path / "undefined")
+    assert sweep.run(undefined, PairSource(face_folder, face_folder)) == 1
+    assert "none of these pairs has an edit" in (tmp_path / "undefined" / "trials.csv").read_text()
 
 
 def test_the_winner_is_a_config_that_trains(small_config, tmp_path):
@@ -136,7 +163,7 @@ def test_the_winner_is_a_config_that_trains(small_config, tmp_path):
 def test_a_grid_is_all_its_combinations_and_a_stopped_worker_says_so(small_config, module_pairs, tmp_path, capsys):
     space = {"loss.edit_weight": sweep.optuna.distributions.CategoricalDistribution([1.0, 2.0, 3.0])}
     config = edited(small_config, train={"steps": 1})
-    common = sweep.Sweep(config, space, 1, tmp_path / "grid", "grid", "psnr_rgb_u8", 1, None)
+    common = sweep.Sweep(config, space, 1, tmp_path / "grid", "grid", "psnr_pooled", 1, None)
     assert sweep.run(common, PairSource(*module_pairs)) == 0
     rows = list(csv.DictReader((tmp_path / "grid" / "trials.csv").open()))
     assert sorted(float(row["loss.edit_weight"]) for row in rows) == [1, 2, 3]

@@ -118,7 +118,7 @@ def test_edit_metrics_by_hand():
     output = source.copy()
     output[0] = 110  # half of it done
     output[5, 0, 0] = 103  # and one sample outside touched
-    values = metrics.compare(source, target, output) | metrics.compare_edit(source, target, output)
+    values = metrics.compare(source, target, output)
     assert values["edit_recovered"] == pytest.approx(0.5)
     assert values["outside_error"] == pytest.approx(3 / (120 * 3))
     assert values["edit_psnr"] == pytest.approx(10 * np.log10(255**2 / 50))
@@ -126,18 +126,19 @@ def test_edit_metrics_by_hand():
     assert identity["edit_psnr"] == pytest.approx(10 * np.log10(255**2 / 100))
 
 
-def test_what_is_undefined_is_null_left_out_and_counted():
+def test_what_a_pair_does_not_have_is_null_left_out_and_counted():
     image = np.full((12, 12, 3), 100, np.uint8)
-    untouched = metrics.compare(image, image, image) | metrics.compare_edit(image, image, image)
-    assert untouched["psnr_rgb_u8"] is None
+    untouched = metrics.compare(image, image, image)
+    assert untouched["psnr_rgb_u8"] == pytest.approx(58.92, abs=0.01)
     assert untouched["edit_psnr"] is None
     assert untouched["edit_recovered"] is None
     assert untouched["outside_error"] == 0
-    everywhere = metrics.compare_edit(image, image + np.uint8(1), image)
-    assert everywhere == {"edit_recovered": 0.0, "outside_error": None, "outside_identical": None}
+    everywhere = metrics.compare(image, image + np.uint8(1), image)
+    assert everywhere["edit_recovered"] == 0
+    assert everywhere["outside_error"] is everywhere["outside_identical"] is None
     assert metrics.ssim(image[:5], image[:5]) is None
     mean = metrics.mean([{"a": None, "b": 1.0}, {"a": 3.0, "b": 2.0}, {"a": None, "b": 3.0}])
-    assert mean == {"a": 3.0, "b": 2.0, "undefined": {"a": 2, "b": 0}}
+    assert mean == {"a": 3.0, "b": 2.0, "n": {"a": 1, "b": 3}}
 
 
 def test_evaluate_writes_the_table_the_json_and_the_pictures(model_folder, pair_folders, tmp_path, capsys):
@@ -147,13 +148,18 @@ def test_evaluate_writes_the_table_the_json_and_the_pictures(model_folder, pair_
     assert cli.main([*argv, "--pictures", str(tmp_path / "pictures")]) == 0
     assert "identity" in capsys.readouterr().out
     result = json.loads(out.read_text())
-    assert result.keys() == {"n", "protocol", "faces", "identity", "model", "images"}
+    assert result.keys() == {"n", "protocol", "edit_threshold", "faces", "identity", "model", "images"}
     assert result["n"] == len(result["images"]) == 4
+    assert "threshold measured for each pair" in result["protocol"]
+    assert result["identity"].keys() == result["model"].keys()
     assert result["model"].keys() == {
+        "psnr_pooled",
+        "edit_psnr_pooled",
         "psnr_rgb_u8",
         "ssim_rgb_u8_gauss11",
         "edit_psnr",
         "edit_recovered",
+        "edit_recovered_interval",
         "edit_recovered_ungated",
         "outside_error",
         "outside_identical",
@@ -162,10 +168,11 @@ def test_evaluate_writes_the_table_the_json_and_the_pictures(model_folder, pair_
         "change_mouth",
         "change_hair",
         "change_background",
-        "undefined",
+        "n",
     }
-    mean = np.mean([image["model"]["edit_recovered"] for image in result["images"]])
-    assert result["model"]["edit_recovered"] == pytest.approx(mean)
+    sums = [image["model"]["sums"] for image in result["images"]]
+    left, drawn = (sum(image[name] for image in sums) for name in ("left", "drawn"))
+    assert result["model"]["edit_recovered"] == 1 - left / drawn
     assert Image.open(tmp_path / "pictures" / "nested" / "face0.png").size == (4 * 96, 96)
 
 

@@ -47,8 +47,8 @@ def test_a_run_is_measured_beside_doing_nothing_and_keeps_its_best_model(validat
     measured = rows(tmp_path / "run")
     assert [row["step"] for row in measured] == [2, 4, 6]
     assert all(len(row["images"]) == 3 and len(row["alone"]) == 3 for row in measured)
-    assert all(row["identity"]["psnr_rgb_u8"] == measured[0]["identity"]["psnr_rgb_u8"] for row in measured)
-    scores = [row["model"]["psnr_rgb_u8"] for row in measured]
+    assert all(row["identity"]["psnr_pooled"] == measured[0]["identity"]["psnr_pooled"] for row in measured)
+    scores = [row["model"]["psnr_pooled"] for row in measured]
     best = max(range(3), key=scores.__getitem__)
     assert [row["best"] for row in measured] == [score > max(scores[:i], default=0) for i, score in enumerate(scores)]
     assert step_of(tmp_path / "run" / "model-best") == measured[best]["step"]
@@ -76,7 +76,7 @@ def test_a_run_ends_early_on_request_and_says_so_again(validated, tmp_path, caps
     scores = iter([3.0, 5.0, 4.0, 5.0, 9.0])
 
     def measured(models, pairs, **options):
-        result = {"n": 1, "identity": {}, "model": {"psnr_rgb_u8": next(scores)}, "images": []}
+        result = {"n": 1, "identity": {}, "model": {"psnr_pooled": next(scores)}, "images": []}
         return result, []
 
     monkeypatch.setattr("autoretouch_jax.training.validation.evaluate", measured)
@@ -85,6 +85,23 @@ def test_a_run_ends_early_on_request_and_says_so_again(validated, tmp_path, caps
         assert loop.run(patient, tmp_path / "run") == 0
         assert "ended early at step 8, after 2 validation(s) without a better one" in capsys.readouterr().out
     assert step_of(tmp_path / "run" / "model-best") == 4
+
+
+def test_a_perfect_validation_is_the_best_one_and_a_reader_is_told(validated, tmp_path, monkeypatch):
+    """A pooled PSNR without any error is null in the file, and higher than any other."""
+    scores = iter([41.0, None, 42.0])
+
+    def measured(models, pairs, **options):
+        values = {"psnr_pooled": next(scores), "n": {"psnr_pooled": 1}}
+        return {"n": 1, "identity": values, "model": values, "images": []}, []
+
+    monkeypatch.setattr("autoretouch_jax.training.validation.evaluate", measured)
+    assert loop.run(validated, tmp_path / "run") == 0
+    assert [row["best"] for row in rows(tmp_path / "run")] == [True, True, False]
+    assert step_of(tmp_path / "run" / "model-best") == 4
+    told = [json.loads(line)["text"] for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert "The best validation so far: psnr_pooled ∞." in told
+    assert "∞" in (tmp_path / "run" / "report.html").read_text()
 
 
 def edited_validation(config, **values):
@@ -105,7 +122,7 @@ def test_processes_share_a_validation_and_agree_with_one(validated, tmp_path, mo
 
         def gather(name, text, timeout):
             sent.append(text)
-            return [text, others[len(sent) - 1]] if number == 0 else ["[]", text]
+            return [text, others[len(sent) - 1]] if number == 0 else ["[]", text]  # images 0 and 2, and image 1
 
         monkeypatch.setattr(processes, "index", lambda: number)
         monkeypatch.setattr(processes, "count", lambda: 2)
@@ -116,10 +133,7 @@ def test_processes_share_a_validation_and_agree_with_one(validated, tmp_path, mo
     assert second["n"] == 1
     shared, _ = as_process(0, sent)
     assert shared["n"] == 3
-    for group in ("model", "identity"):
-        for name, value in whole[group].items():
-            if isinstance(value, float):
-                assert shared[group][name] == pytest.approx(value, abs=1e-6)
+    assert shared == whole
 
 
 def test_clean_faces_get_the_same_blemishes_every_time(face_folder):
@@ -242,8 +256,10 @@ def test_skips_and_validations_have_their_say():
         line["guard/skipped"] = float(5 * number)
     assert "skipped 10.0% of the last updates" in judge(counted, [], Config())[0].text
     worse = [
-        {"step": 4000, "metric": "psnr_rgb_u8", "best": True, "model": {"psnr_rgb_u8": 40.0}, "identity": {"psnr_rgb_u8": 43.0}}
+        {"step": 4000, "metric": "psnr_pooled", "best": True, "model": {"psnr_pooled": 40.0}, "identity": {"psnr_pooled": 43.0}}
     ]
     assert "3.00 dB worse than doing nothing" in judge(lines(), worse, Config())[0].text
-    stale = [dict(worse[0], step=100 * n, best=n == 1, model={"psnr_rgb_u8": 45.0}) for n in range(1, 8)]
+    perfect = [dict(worse[0], identity={"psnr_pooled": None, "n": {"psnr_pooled": 1}})]  # nothing is to be edited
+    assert "the model is worse than doing nothing" in judge(lines(), perfect, Config())[0].text
+    stale = [dict(worse[0], step=100 * n, best=n == 1, model={"psnr_pooled": 45.0}) for n in range(1, 8)]
     assert "No validation has been better than that of step 100 for 6" in judge(lines(), stale, Config())[0].text

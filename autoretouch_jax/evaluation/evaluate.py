@@ -23,8 +23,10 @@ from autoretouch_jax.runtime import processes, storage
 
 TIMEOUT = 3600.0  # seconds by which one process may be slower with its share than another
 PROTOCOL = (
-    "8-bit RGB at full resolution, as a user would see it; edit: pixels where any channel of source and target differs by "
-    ">= 1/255; per image, then plain means; undefined values are null, left out of the mean and counted"
+    "8-bit RGB at full resolution, as a user would see it; edit: where source and target differ after the codecs' losses were "
+    "removed; threshold {threshold}; pooled PSNR, edit_recovered, outside_error and outside_identical: from sums over "
+    "the pixels of all images; other metrics: per image, then plain means, PSNR of an image at most {ceiling:.2f} dB; every "
+    "row: over the same images, n of each metric; null: no image has it (n is 0), or, for a pooled PSNR, there is no error"
 )
 WORST = 5  # photographs that are named when a model changes what it should leave alone
 _gather_number = itertools.count()  # a name may be gathered once, and a run evaluates many times
@@ -42,11 +44,12 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[str]]:
     """Returns `({"n", "protocol", "identity", "model", "images"}, faults)`. A pair that cannot be decoded becomes a fault.
 
-    With several models, `model` is the first one's, and `models` holds the values of each under its name: the means, and in
-    `images` those of each image. Each of several processes measures a share of the pairs, and all return the same result.
-    `alone` are photographs in which nothing should change: what each model changes there is added to its means, `alone` holds
-    the values of each photograph, and `worst` names those that the first model changed most. `observe` is called with the name,
-    the source, the first model's output and the target of each pair that this process measures.
+    With several models, `model` is the first one's, and `models` holds the values of each under its name: over all images, and
+    in `images` those of each image. The identity is a model that returns the source. Each of several processes measures a share
+    of the pairs, and all return the same result. `alone` are photographs in which nothing should change: what each model
+    changes there is added to its values, `alone` holds the values of each photograph, and `worst` names those that the first
+    model changed most. `observe` is called with the name, the source, the first model's output and the target of each pair that
+    this process measures.
     """
 
     def measure(name: str, pair: Images) -> dict[str, Any]:
@@ -59,20 +62,24 @@ def evaluate(
     faults += further
     if not images and not untouched:
         raise BadInput(f"no image could be read: {summarise(faults)}")
-    return _result(list(models), images, untouched) | {"faces": faces}, faults
+    threshold = getattr(pairs, "edit_threshold", 0.0)  # a source without one: any difference is an edit
+    words = "measured for each pair from its codecs" if threshold is None else f"{threshold:g} levels of 255"
+    protocol = PROTOCOL.format(threshold=words, ceiling=metrics.CEILING)
+    stated = {"protocol": protocol, "edit_threshold": threshold, "faces": faces}
+    return stated | _result(list(models), images, untouched), faults
 
 
 def _result(names: list[str], images: list[dict[str, Any]], untouched: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the means over the rows of all images, and the rows, in which `model` becomes the first model's values."""
+    """Returns the values over all images, and the rows, in which `model` becomes the first model's values."""
     by_model = {
-        name: _means([image["models"][name] for image in images], [u["models"][name] for u in untouched]) for name in names
+        name: _over_all([image["models"][name] for image in images], [u["models"][name] for u in untouched]) for name in names
     }
     for row in images + untouched:
         row["model"] = row["models"][names[0]]
         if len(names) == 1:
             del row["models"]
-    identity = metrics.mean([image["identity"] for image in images]) if images else {}
-    result = {"n": len(images), "protocol": PROTOCOL, "identity": identity, "model": by_model[names[0]]}
+    identity = _over_all([image["identity"] for image in images], [photo["identity"] for photo in untouched])
+    result = {"n": len(images), "identity": identity, "model": by_model[names[0]]}
     result |= {"models": by_model} if len(names) > 1 else {}
     return result | {"images": images} | _changed_most(untouched)
 
@@ -85,11 +92,11 @@ def _changed_most(untouched: list[dict[str, Any]]) -> dict[str, Any]:
     return {"alone": untouched, "worst": [row["name"] for row in worst if row["model"]["alone_identical"] < 1]}
 
 
-def _means(pairs: list[metrics.Values], untouched: list[metrics.Values]) -> dict[str, Any]:
-    """Returns the means of one model over the pairs and over the photographs that should not change."""
-    groups = [metrics.mean(rows) for rows in (pairs, untouched) if rows]
-    undefined = {name: count for group in groups for name, count in group.pop("undefined").items()}
-    return {name: value for group in groups for name, value in group.items()} | {"undefined": undefined}
+def _over_all(pairs: list[metrics.Row], untouched: list[metrics.Row]) -> dict[str, Any]:
+    """Returns what a model scores over the pairs and over the photographs that should not change."""
+    groups = ([metrics.pool(pairs)] if pairs else []) + ([metrics.mean(untouched)] if untouched else [])
+    n = {name: count for group in groups for name, count in group.pop("n").items()}
+    return {name: value for group in groups for name, value in group.items()} | {"n": n}
 
 
 def _each(
@@ -98,25 +105,24 @@ def _each(
     """Measures this process's share of a source, and returns the rows and faults of all processes."""
     if source is None:
         return [], []
-    rows, faults = [], []
+    rows: list[tuple[int, Any]] = []
+    faults: list[tuple[int, str]] = []
     share = range(processes.index(), len(source), processes.count())
     silent = None if processes.is_first() and not quiet else True  # None: tqdm is silent where there is no terminal
     for index in tqdm(share, desc=title, unit="image", dynamic_ncols=True, disable=silent):
         try:
-            rows.append(measure(source.names[index], whole(source[index])))
+            rows.append((index, measure(source.names[index], whole(source[index]))))
         except BadInput as error:
-            faults.append(str(error))
+            faults.append((index, str(error)))
     # A process without any image takes part too: the others wait for its answer.
     return _of_all_processes(rows), _of_all_processes(faults)
 
 
-def _of_all_processes(values: list[Any]) -> list[Any]:
-    """Collects the values of all processes, each from its share of the images. Without faults they are in the images' order."""
+def _of_all_processes(values: list[tuple[int, Any]]) -> list[Any]:
+    """Collects the values of all processes, each with its image's number, and returns them in the order of the images."""
     texts = processes.gather(f"evaluated/{next(_gather_number)}", json.dumps(values), TIMEOUT)
-    shares = [json.loads(text) for text in texts]
-    longest = max(len(share) for share in shares)
-    # Process p has measured images p, p + count, p + 2 count …
-    return [share[i] for i in range(longest) for share in shares if i < len(share)]
+    # In any other order the interval, and the last digit of a mean, would depend on the number of processes.
+    return [value for _, value in sorted((item for text in texts for item in json.loads(text)), key=lambda item: item[0])]
 
 
 def _measure_pair(
@@ -130,25 +136,27 @@ def _measure_pair(
 ) -> dict[str, Any]:
     """Returns the values of one pair: of doing nothing, and of every model."""
     source, target = pair["source"], pair["target"]
-    rows: dict[str, Any] = {}
     edited = metrics.edit_mask(source, target)
     face_parts = parts(source, find_living_faces(source))
+
+    def values(output: np.ndarray, ungated: np.ndarray) -> metrics.Row:
+        row = metrics.compare(source, target, output, ungated)
+        row |= metrics.change_by_part(source, output, face_parts, edited)
+        return row | ({"lpips": lpips(output, target)} if lpips else {})
+
+    rows: dict[str, Any] = {}
     for label, model in models.items():
         # All models run while the pair is in memory: decoding takes as long as a small model.
         edit = find_edit(model, source, faces)
         output = apply_edit(model.config, source, edit)
-        values = metrics.compare(source, target, output) | metrics.compare_edit(source, target, output)
-        ungated = np.clip(source + edit.change, 0, 255).astype(np.uint8)
-        values["edit_recovered_ungated"] = metrics.compare_edit(source, target, ungated)["edit_recovered"]
-        values |= metrics.change_by_part(source, output, face_parts, edited)
-        rows[label] = values | ({"lpips": lpips(output, target)} if lpips else {})
+        rows[label] = values(output, np.clip(source + edit.change, 0, 255).astype(np.uint8))
         if observe and label == next(iter(models)):
             observe(name, source, output, target)
         if pictures:
             folder = pictures / label if len(models) > 1 else pictures
             _save(folder / f"{name}.png", report.comparison(source, output, target))
-    identity = metrics.compare(source, target, source) | ({"lpips": lpips(source, target)} if lpips else {})
-    return {"name": name, "identity": identity, "models": rows}
+    # Measured as a model is, so that one that returns its input has the same values to the last bit.
+    return {"name": name, "identity": values(source, source), "models": rows}
 
 
 def _measure_alone(
@@ -162,7 +170,7 @@ def _measure_alone(
         if pictures:
             folder = (pictures / label if len(models) > 1 else pictures) / "leave_alone"
             _save(folder / f"{name}.png", report.comparison(pixels, output, pixels))
-    return {"name": name, "models": rows}
+    return {"name": name, "identity": metrics.compare_untouched(pixels, pixels), "models": rows}
 
 
 def _save(path: Path, picture: np.ndarray) -> None:
@@ -178,15 +186,19 @@ def run(
     lpips: Metric | None,
     faces: Faces = "auto",
     alone: Source | None = None,
+    csv_path: Path | None = None,
 ) -> int:
-    """Evaluates the models, prints the table and writes the JSON. Returns the exit status: 1 when an image was left out."""
-    if json_path and json_path.is_dir():
-        raise Refused(f"--json {json_path}: is a folder; give a file name")
+    """Evaluates the models, prints the table, writes JSON and CSV. Returns the exit status: 1 when an image was left out."""
+    for flag, path in (("--json", json_path), ("--csv", csv_path)):
+        if path and path.is_dir():
+            raise Refused(f"{flag} {path}: is a folder; give a file name")
     result, faults = evaluate(_by_name(models), pairs, pictures, lpips, faces, alone)
     if processes.is_first():
         print(report.table(result))
         if json_path:
             write_result(json_path, result)
+        if csv_path:
+            storage.write_output(csv_path, report.as_csv(result))
         for fault in faults:
             print(f"left out: {fault}", file=sys.stderr)
     return EXIT_FAILED if faults else EXIT_DONE
@@ -199,7 +211,7 @@ def _by_name(folders: Sequence[str | Path]) -> dict[str, Model]:
         home = Path(absolute(str(folder)))  # for its name alone
         name = base = (home.parent if home.name == "model" else home).name
         number = 2
-        while name in models:
+        while name in models or name == "identity":  # the name of another row
             name, number = f"{base}-{number}", number + 1
         models[name] = load_model(folder)
     return models

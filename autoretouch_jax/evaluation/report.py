@@ -1,20 +1,25 @@
-"""Metrics as a table, images as a picture."""
+"""Metrics as a table and as CSV, images as a picture."""
 
+import csv
 import io
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from autoretouch_jax.evaluation import metrics
 from autoretouch_jax.runtime import storage
 from autoretouch_jax.runtime.tables import text_table
 
 AMPLIFY = 8  # the difference is shown as 128 + 8 · (output − source)
 # The columns of the table in their order, each with its title and format. A metric that is not here is in the JSON alone.
 COLUMNS = {
-    "psnr_rgb_u8": ("PSNR dB", "{:.2f}"),
+    "psnr_pooled": ("pooled PSNR dB", "{:.2f}"),
+    "psnr_rgb_u8": ("mean PSNR dB", "{:.2f}"),
     "ssim_rgb_u8_gauss11": ("SSIM", "{:.4f}"),
-    "edit_psnr": ("edit PSNR dB", "{:.2f}"),
+    "edit_psnr_pooled": ("pooled edit PSNR dB", "{:.2f}"),
     "edit_recovered": ("edit recovered", "{:.3f}"),
     "outside_error": ("outside error /255", "{:.3f}"),
     "outside_identical": ("outside identical", "{:.2%}"),
@@ -22,35 +27,52 @@ COLUMNS = {
     "alone_error": ("leave-alone error /255", "{:.4f}"),
     "alone_identical": ("leave-alone identical", "{:.3%}"),
 }
-# The scores of doing nothing that follow from the definitions.
-IDENTITY = {
-    "edit_recovered": 0.0,
-    "outside_error": 0.0,
-    "outside_identical": 1.0,
-    "alone_error": 0.0,
-    "alone_identical": 1.0,
-}
+
+
+def cell(name: str, values: Mapping[str, Any]) -> str:
+    """Returns a metric of a row as the tables show it: a dash where no image has it, ∞ for a PSNR without any error."""
+    value = metrics.score(values, name)
+    if value is None or math.isnan(value):
+        return "–"
+    interval = values.get(f"{name}_interval")
+    ends = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
+    return "∞" if math.isinf(value) else COLUMNS.get(name, ("", "{:.4g}"))[1].format(value) + ends
 
 
 def table(result: dict[str, Any]) -> str:
-    """Returns the table as text: a row for the identity and one for each model."""
+    """Returns the table as text: a row for the identity, one for each model, and the number of images behind each column."""
     models = result.get("models", {"model": result["model"]})
-    columns = {key: column for key, column in COLUMNS.items() if key in result["model"]}
-    rows = []
-    for name, means in {"identity": IDENTITY | result["identity"], **models}.items():
-        # A value can be undefined for every image, or known for the models alone.
-        values = [(means.get(key), form) for key, (_, form) in columns.items()]
-        rows.append([name, *("–" if value is None else form.format(value) for value, form in values)])
-    lines = [text_table(["", *(title for title, _ in columns.values())], rows)]
+    names = [name for name in COLUMNS if name in result["model"]]
+    rows = {"identity": result["identity"], **models}
+    lines = [[label, *(cell(name, values) for name in names)] for label, values in rows.items()]
+    # One number holds for every row: which images have a metric depends on source and target alone.
+    lines.append(["images", *(str(result["model"]["n"][name]) for name in names)])
+    text = [text_table(["", *(COLUMNS[name][0] for name in names)], lines)]
     counts = [f"{result['n']} pair(s)"] if result["n"] else []
     counts += [f"{len(result['alone'])} photograph(s) to be left alone"] if "alone" in result else []
-    lines.append(f"means over {' and '.join(counts)}; identity is doing nothing")
-    left_out = {name: count for name, count in result["model"]["undefined"].items() if count and name in columns}
-    if left_out:
-        lines.append("left out where undefined: " + ", ".join(f"{name} {count}" for name, count in left_out.items()))
+    text.append(f"over {' and '.join(counts)}; identity is doing nothing; in brackets a 95 % interval over pairs")
     if worst := result.get("worst"):
-        lines.append("changed most, though nothing should change: " + ", ".join(worst))
-    return "\n".join(lines)
+        text.append("changed most, though nothing should change: " + ", ".join(worst))
+    return "\n".join(text)
+
+
+def as_csv(result: dict[str, Any]) -> str:
+    """Returns every metric and sum of every image as CSV: a row for the identity and one for each model.
+
+    A metric that the image does not have is empty.
+    """
+    rows = []
+    for image in [*result["images"], *result.get("alone", [])]:
+        for label, values in {"identity": image["identity"], **image.get("models", {"model": image["model"]})}.items():
+            row = {"image": image["name"], "model": label, **values, **values.get("sums", {})}
+            row.pop("sums", None)
+            rows.append(row)
+    text = io.StringIO()
+    # Photographs that should not change have other metrics than pairs.
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def comparison(source: np.ndarray, output: np.ndarray, target: np.ndarray) -> np.ndarray:

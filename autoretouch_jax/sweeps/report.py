@@ -39,7 +39,10 @@ def write(sweep: Sweep, study: optuna.Study) -> int:
         print(f"{sweep.workdir}: no trial was finished; see the reasons above")
         return EXIT_FAILED
     best = study.best_trial
-    summary = f"Trial {best.number} of the sweep {sweep.workdir.name}: {sweep.metric} {best.value:.4f} on the validation pairs."
+    summary = f"Trial {best.number} of the sweep {sweep.workdir.name}: {sweep.metric} {best.value:.4f} on the validation pairs"
+    # The best of a few poor trials may be worse than no retouch at all.
+    nothing = best.user_attrs.get("identity")
+    summary += "." if nothing is None else f"; doing nothing scores {nothing:.4f}."
     storage.write(sweep.workdir / "best.py", as_python(with_values(sweep.config, best.params), summary))
     print(f"{summary}\nIts config: {sweep.workdir / 'best.py'}; its model: {sweep.folder(best.number) / 'model'}")
     return EXIT_DONE

@@ -19,6 +19,7 @@ from autoretouch_jax.config.validation import validate
 from autoretouch_jax.data.folders import PairSource
 from autoretouch_jax.errors import EXIT_DONE, EXIT_FAILED, Refused, did_you_mean
 from autoretouch_jax.evaluation.evaluate import evaluate
+from autoretouch_jax.evaluation.metrics import score
 from autoretouch_jax.models.folder import load_model
 from autoretouch_jax.runtime import storage
 from autoretouch_jax.runtime.failures import explain
@@ -149,13 +150,15 @@ def _run_trial(sweep: Sweep, study: optuna.Study, trial: Trial, pairs: PairSourc
                 return None
             if status != EXIT_DONE:
                 return status
-            score = evaluate({"model": load_model(sweep.folder(trial.number))}, pairs)[0]["model"][sweep.metric]
-            if score is None:
-                _fail(study, trial, f"{sweep.metric} is not defined for its output")
+            result, _ = evaluate({"model": load_model(sweep.folder(trial.number))}, pairs)
+            value = score(result["model"], sweep.metric)
+            if value is None:
+                _fail(study, trial, f"{sweep.metric} is not defined: none of these pairs has an edit, or all are too small")
                 return None
-            trial.report(score, steps)
-            measured[steps] = score
-            print(f"trial {trial.number}: {sweep.metric} {score:.4f} after {steps} of {config.train.steps} steps")
+            trial.set_user_attr("identity", score(result["identity"], sweep.metric))
+            trial.report(value, steps)
+            measured[steps] = value
+            print(f"trial {trial.number}: {sweep.metric} {value:.4f} after {steps} of {config.train.steps} steps")
         if kept_at < steps < last:
             if trial.should_prune():
                 study.tell(trial, state=TrialState.PRUNED)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from autoretouch_jax.errors import EXIT_DONE, Refused
-from autoretouch_jax.evaluation.report import COLUMNS
+from autoretouch_jax.evaluation.report import COLUMNS, cell
 from autoretouch_jax.runtime import storage
 from autoretouch_jax.runtime.tables import text_table
 from autoretouch_jax.training import history
@@ -14,7 +14,6 @@ from autoretouch_jax.training.curves import Curve, chart, environment
 from autoretouch_jax.training.history import History, Points, scores
 from autoretouch_jax.training.report import (
     flat,
-    format_metric,
     health,
     images_per_second,
     input_wait,
@@ -58,7 +57,7 @@ def table(runs: Runs) -> tuple[list[str], list[list[str]]]:
     # Of runs that were validated on different pairs the first one gives this row; `run` says so.
     if validated:
         identity = scores(validated[0], "identity")
-        rows.append(["doing nothing", "", "", *(format_metric(key, identity.get(key)) for key in keys), "", "", ""])
+        rows.append(["doing nothing", "", "", *(cell(key, identity) for key in keys), "", "", ""])
     for name, run in runs.items():
         record = chosen[name]
         values = scores(record, "model") if record else {}
@@ -67,7 +66,7 @@ def table(runs: Runs) -> tuple[list[str], list[list[str]]]:
         best = f"{record['step']:,}" if record else "–"
         # The sentences are in each run's report; a table has room for the headline.
         verdict = f"{health(run)['headline'].lower()}, {state_of(run)}"
-        rows.append([name, f"{run.step:,}", best, *(format_metric(key, values.get(key)) for key in keys), *figures, verdict])
+        rows.append([name, f"{run.step:,}", best, *(cell(key, values) for key in keys), *figures, verdict])
     return header, rows
 
 
@@ -108,7 +107,7 @@ def _training_chart(runs: Runs, key: str, title: str, unit: str) -> dict[str, An
 def _pairs(run: History) -> tuple[Any, str]:
     """What two runs that were validated on the same pairs have in common."""
     last = run.validations[-1]
-    return last.get("n"), format_metric("psnr_rgb_u8", scores(last, "identity").get("psnr_rgb_u8"))
+    return last.get("n"), cell("psnr_pooled", scores(last, "identity"))
 
 
 def _read(paths: Sequence[str]) -> Runs:

@@ -10,8 +10,6 @@ import numbers
 from dataclasses import dataclass
 from typing import Any
 
-from autoretouch_jax.evaluation.report import IDENTITY
-
 Points = list[tuple[float, float | None]]  # of a curve: step and value; None where the value was not finite
 ENDINGS = ("stopped", "done", "gave_up")  # kinds of event after which the run no longer trains
 
@@ -109,10 +107,9 @@ def number(value: Any) -> float | None:
 
 
 def scores(validation: dict[str, Any], row: str) -> dict[str, Any]:
-    """Returns a row of a validation: its metrics. What follows from the definitions is filled in for the identity."""
-    known = IDENTITY if row == "identity" else {}
+    """Returns the metrics of a row of a validation, `model` or `identity`."""
     values = validation.get(row)
-    return known | values if isinstance(values, dict) else dict(known)
+    return values if isinstance(values, dict) else {}
 
 
 def items(validation: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:

@@ -90,8 +90,8 @@ class Journal:
             both |= {prefix + key: value for key, value in values.items() if isinstance(value, float)}
         self._trackers.write(row["step"], both)
         if row["best"]:
-            score = row["model"][row["metric"]]
-            self.event(row["step"], "best", f"The best validation so far: {row['metric']} {score:.4g}.", "good")
+            score = pictures.cell(row["metric"], row["model"])
+            self.event(row["step"], "best", f"The best validation so far: {row['metric']} {score}.", "good")
 
     def preview(self, step: int, name: str, source: np.ndarray, output: np.ndarray, target: np.ndarray) -> None:
         """Keeps a small picture of a validation image's output, and, the first time, of source and target."""

@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from autoretouch_jax.evaluation.report import COLUMNS
+from autoretouch_jax.evaluation.metrics import score
+from autoretouch_jax.evaluation.report import COLUMNS, cell
 from autoretouch_jax.runtime import storage
 from autoretouch_jax.training import history
 from autoretouch_jax.training.curves import Curve, chart, environment
@@ -16,7 +17,10 @@ from autoretouch_jax.training.report_pictures import faces
 LEVELS = ("good", "note", "warning", "bad")  # from the best to the worst
 HEADLINES = {"good": "Healthy", "note": "No problem found", "warning": "Needs attention", "bad": "Not healthy"}
 # Metrics of which more, or less, is better than doing nothing. Doing nothing never harms, so the others have no winner.
-BETTER = {"psnr_rgb_u8": 1, "ssim_rgb_u8_gauss11": 1, "edit_psnr": 1, "edit_recovered": 1, "lpips": -1}
+BETTER = {
+    **dict.fromkeys(("psnr_pooled", "psnr_rgb_u8", "ssim_rgb_u8_gauss11", "edit_psnr_pooled", "edit_recovered"), 1),
+    "lpips": -1,
+}
 SHOWN_EVENTS, SHOWN_WORST = 60, 8
 RECENT = 20  # logged lines over which speed is taken: their median is not moved by a validation or a restart
 
@@ -93,12 +97,6 @@ def input_wait(run: History) -> float | None:
     return _recent(run, "input_wait_share")
 
 
-def format_metric(key: str, value: Any) -> str:
-    """Returns a validation metric as the tables show it. One that is not defined is a dash."""
-    known = number(value)
-    return "–" if known is None else COLUMNS[key][1].format(known)
-
-
 def validation_table(run: History) -> dict[str, Any] | None:
     """Returns `columns` and `rows` of the last validation and the best one beside doing nothing, or None without any."""
     if not run.validations:
@@ -111,10 +109,7 @@ def validation_table(run: History) -> dict[str, Any] | None:
     keys = [key for key in COLUMNS if any(key in values for _, values in rows[1:])]
     # All rows are compared with doing nothing on the pairs of the last validation.
     identity = rows[0][1]
-    cells = [
-        (name, [(format_metric(key, values.get(key)), _compared(key, values, identity)) for key in keys])
-        for name, values in rows
-    ]
+    cells = [(name, [(cell(key, values), _compared(key, values, identity)) for key in keys]) for name, values in rows]
     decides = COLUMNS.get(str(last.get("metric")), (last.get("metric"), ""))[0]
     return {"columns": [COLUMNS[key][0] for key in keys], "rows": cells, "decides": decides, "n": number(last.get("n"))}
 
@@ -185,7 +180,7 @@ def _duration(seconds: float) -> str:
 
 def _compared(key: str, values: dict[str, Any], identity: dict[str, Any]) -> str:
     """The style of a cell: better or worse than doing nothing."""
-    value, other = number(values.get(key)), number(identity.get(key))
+    value, other = score(values, key), score(identity, key)
     if values is identity or key not in BETTER or value is None or other is None or value == other:
         return ""
     return "good" if (value > other) == (BETTER[key] > 0) else "bad"
@@ -198,10 +193,10 @@ def _worst(run: History) -> list[tuple[str, str, str, str, str]]:
         model, identity = scores(image, "model"), scores(image, "identity")
         ours, theirs = number(model.get("psnr_rgb_u8")), number(identity.get("psnr_rgb_u8"))
         if ours is not None and theirs is not None:
-            rows.append((ours - theirs, image["name"], ours, theirs, model.get("edit_recovered")))
+            rows.append((ours - theirs, image["name"], ours, theirs, cell("edit_recovered", model)))
     rows.sort(key=lambda row: row[0])  # the means above hide that single images may be worse than doing nothing
     return [
-        (name, f"{gain:+.2f} dB", f"{ours:.2f}", f"{theirs:.2f}", format_metric("edit_recovered", recovered))
+        (name, f"{gain:+.2f} dB", f"{ours:.2f}", f"{theirs:.2f}", recovered)
         for gain, name, ours, theirs, recovered in rows[:SHOWN_WORST]
     ]
 
@@ -209,15 +204,13 @@ def _worst(run: History) -> list[tuple[str, str, str, str, str]]:
 def _most_changed(run: History) -> list[tuple[str, str, str]]:
     """The photographs of the last validation that should not change and changed most: name, error, share left identical."""
     photographs = [
-        (error, item["name"], scores(item, "model").get("alone_identical"))
+        (error, item["name"], scores(item, "model"))
         for item in items(run.validations[-1] if run.validations else None, "alone")
         if (error := number(scores(item, "model").get("alone_error"))) is not None
     ]
     photographs.sort(key=lambda row: -row[0])
-    return [
-        (name, format_metric("alone_error", error), format_metric("alone_identical", identical))
-        for error, name, identical in photographs[:SHOWN_WORST]
-    ]
+    shown = ("alone_error", "alone_identical")
+    return [(name, *(cell(key, values) for key in shown)) for _, name, values in photographs[:SHOWN_WORST]]
 
 
 # ---- curves -----------------------------------------------------------------------------------------------------------------
@@ -248,8 +241,8 @@ def _quality(run: History) -> Iterator[tuple[str, list[Curve], dict[str, Any]]]:
         [Curve("model", run.curve("loss/pixel")), nothing],
         {"hint": "training crops; should fall below the dashed line"},
     )
-    identity = Curve("doing nothing", run.validation("psnr_rgb_u8", "identity"), dashed=True)
-    psnr = [Curve("model", run.validation("psnr_rgb_u8")), identity]
+    identity = Curve("doing nothing", run.validation("psnr_pooled", "identity"), dashed=True)
+    psnr = [Curve("model", run.validation("psnr_pooled")), identity]
     yield "Validation PSNR", psnr, {"unit": "dB", "hint": "should rise above the dashed line"}
     made = [Curve("training crops", _edit_made(run)), Curve("validation", run.validation("edit_recovered"))]
     # By its definition doing nothing recovers nothing, so its line needs no measurement.

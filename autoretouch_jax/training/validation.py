@@ -6,6 +6,7 @@ from typing import Any
 from autoretouch_jax.config import Config
 from autoretouch_jax.data.held_out import open_validation
 from autoretouch_jax.evaluation.evaluate import evaluate
+from autoretouch_jax.evaluation.metrics import score
 from autoretouch_jax.models.folder import Model
 
 PREVIEWS = 4  # images of which small pictures are kept, to see how they change over the run
@@ -42,14 +43,15 @@ class Validation:
 
         result, _ = evaluate({"model": model}, self.pairs, alone=self.alone, observe=observe_some, quiet=True)
         row = {"step": step, "n": result["n"], "identity": result["identity"], "model": result["model"]}
-        row |= {"metric": self.config.metric, "best": self._is_better(result["model"].get(self.config.metric))}
+        row |= {"edit_threshold": result.get("edit_threshold")}
+        row |= {"metric": self.config.metric, "best": self._is_better(score(result["model"], self.config.metric))}
         row |= {"images": result["images"]} | ({"alone": result["alone"]} if "alone" in result else {})
         self.rows.append(row)
         return row
 
-    def _is_better(self, score: float | None) -> bool:
-        scores = [row["model"].get(self.config.metric) for row in self.rows]
-        return score is not None and all(score > other for other in scores if other is not None)
+    def _is_better(self, value: float | None) -> bool:
+        values = [score(row["model"], self.config.metric) for row in self.rows]
+        return value is not None and all(value > other for other in values if other is not None)
 
     def since_best(self) -> int:
         """How many validations there have been since the best one."""

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autoretouch_jax.config import Config
+from autoretouch_jax.evaluation.metrics import score
+from autoretouch_jax.evaluation.report import cell
 
 RECENT = 2000  # steps that a verdict looks back on
 EARLY = 500  # steps before which nothing is said about the networks: at first every one of them does nothing
@@ -58,7 +60,7 @@ def _progress(lines: Sequence[Line], rows: Sequence[Line]) -> str:
         text += f" On training crops {made:.0%} of the edit is made."
     if rows and (best := next((row for row in reversed(rows) if row.get("best")), None)):
         key = best["metric"]
-        text += f" The best validation is that of step {best['step']}: {key} {best['model'][key]:.4g}."
+        text += f" The best validation is that of step {best['step']}: {key} {cell(key, best['model'])}."
     return text
 
 
@@ -148,11 +150,15 @@ def _starved(lines: Sequence[Line], _rows: Sequence[Line], config: Config) -> Ve
 
 
 def _validation(_lines: Sequence[Line], rows: Sequence[Line], _config: Config) -> Verdict | None:
-    if not rows or (last := rows[-1])["model"].get("psnr_rgb_u8") is None:
+    if not rows:
         return None
-    gain = last["model"]["psnr_rgb_u8"] - (last["identity"].get("psnr_rgb_u8") or np.inf)
-    if gain < 0:
-        return Verdict("warning", f"On the validation images the model is {-gain:.2f} dB worse than doing nothing.")
+    ours, theirs = (score(rows[-1][row], "psnr_pooled") for row in ("model", "identity"))
+    if ours is None or theirs is None:
+        return None
+    if ours < theirs:
+        # Where nothing is to be edited, doing nothing is perfect and any change infinitely worse.
+        loss = "" if np.isinf(theirs) else f"{theirs - ours:.2f} dB "
+        return Verdict("warning", f"On the validation images the model is {loss}worse than doing nothing.")
     best = max((number for number, row in enumerate(rows) if row.get("best")), default=0)
     if (since := len(rows) - 1 - best) >= 5:
         return Verdict(
