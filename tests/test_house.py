@@ -131,7 +131,9 @@ def test_only_photo_and_report_write_images():
     # of a user.
     others = {
         "data/degrade.py",
+        "data/edits.py",
         "data/tfds_builders.py",
+        "audit/inputs.py",
         "audit/page.py",
         "tools/bench.py",
         "training/checkpoints.py",

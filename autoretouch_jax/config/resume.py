@@ -18,6 +18,7 @@ MAY_CHANGE_ON_RESUME = (
     "train.trackers",
     "parallel.",
     "data.on_bad",
+    "data.on_change",
     "data.validation.",
     "optim.generator_lr",
     "optim.discriminator_lr",

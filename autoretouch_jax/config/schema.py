@@ -14,6 +14,8 @@ from autoretouch_jax.config.networks import AutoRetouch, AutoRetouchPatchGAN, Di
 # Where a model edits a photograph. `auto`: the faces that the detector is sure of, or the whole photograph if the model was
 # trained without faces. `all`: also those of which the detector is less sure. `off`: the whole photograph as it is.
 Faces = Literal["auto", "all", "off"]
+# What a model can be chosen by, on pairs. Each is over images that the pairs determine, and better when higher.
+PairMetric = Literal["psnr_pooled", "edit_psnr_pooled", "psnr_rgb_u8", "edit_psnr", "edit_recovered", "ssim_rgb_u8_gauss11"]
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,10 @@ class ValidationConfig:
     """Steps between two validations. The last step is always validated."""
     images: int = 16
     """Images of each kind that are measured, at most: evenly spaced over the folder."""
-    metric: Literal["psnr_rgb_u8", "edit_psnr", "edit_recovered", "ssim_rgb_u8_gauss11", "alone_identical"] = "psnr_rgb_u8"
-    """What decides which validation is the best one; higher is better. `model-best/` holds its model."""
+    metric: Literal[PairMetric, "alone_identical"] = "psnr_pooled"
+    """What decides which validation is the best one; higher is better. `model-best/` holds its model. `psnr_pooled`: PSNR of
+    all pixels of all images, which every damage lowers; `psnr_rgb_u8`, `ssim_rgb_u8_gauss11`: means over images; `edit_…`:
+    inside the edit, blind to damage outside; `alone_identical`: share of unchanged pixels in the photographs of `alone`."""
     patience: int = 0
     """Validations in a row without a better one after which the run ends early. 0 trains to the end."""
 
@@ -133,15 +137,22 @@ class DataConfig:
     """A folder of images after retouching, with the same names."""
     records: str | None = None
     """A folder that `autoretouch data prepare` wrote: the fastest to train from. In gs:// or s3:// each shard is copied to the
-    cache when it is first needed."""
+    cache when it is first needed. $AUTORETOUCH_CACHE_GB limits the cache."""
     tfds: str | None = None
     """The folder of a TFDS data set that holds `source` and `target`, such as `autoretouch data build` writes."""
     split: str = "train"
     """Split of the TFDS data set."""
     audit: str | None = None
-    """The JSON file that `autoretouch data audit` wrote. It gives each pair a weight; pairs of weight 0 are left out."""
+    """The JSON file that `autoretouch data audit` wrote. It gives each pair a weight. Pairs of weight 0 and files without a
+    partner are left out and not opened."""
+    edit_threshold: float | None = None
+    """For pairs: levels of 255 from which a change counts as an edit. Where nothing was edited, the target gets the source's
+    pixels. Left out, it is measured for each pair: any change without losses, for a JPEG more than saving again changes."""
     on_bad: Literal["skip", "fail"] = "skip"
     """`skip` replaces unreadable examples, up to one in a thousand (at least one); more end the run. `fail` allows none."""
+    on_change: Literal["refuse", "accept"] = "refuse"
+    """What to do when the data, the negatives or the audit's weights have changed since the run's last start: `refuse` to go on
+    and name the changes, or `accept` them."""
     # Ours: the paper trains on FFHQ's 1024² and states no crop.
     crop: int = 256
     """Side of the square training crop, in pixels: a multiple of 16, at least 32."""
@@ -151,6 +162,9 @@ class DataConfig:
     edit_crops: float = 0.0
     """For pairs: share of the crops that are placed around an edit. About a third of random crops contain none. Each crop has
     a weight in the losses, so that their expected means are those over crops placed anywhere."""
+    edit_crops_limit: float = 0.0
+    """Clip these weights to [1 / limit, limit]: the losses then count small edits on large photographs more than crops placed
+    anywhere would, the gradient varies less, and more changes outside the edit. 0 does not clip."""
     zoom: tuple[float, float] = (1.0, 1.0)
     """Range of the random resize factor of a photo before the crop. A photo is never made smaller than the crop."""
     face_size: int = 0

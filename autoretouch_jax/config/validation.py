@@ -50,6 +50,7 @@ RULES: tuple[tuple[Sequence[str], Callable[[Any], bool], str], ...] = (
     (SHARES, lambda value: 0 <= value <= 1, "must be in [0, 1]"),
     (RANGES, lambda value: 0 < value[0] <= value[1], "must be two positive numbers, the smaller first"),
     (("data.crop",), lambda value: value >= 32 and value % 16 == 0, "must be a multiple of 16, at least 32"),
+    (("data.edit_crops_limit",), lambda value: value == 0 or value >= 1, "must be at least 1, or 0 for no limit"),
 )
 
 
@@ -106,6 +107,11 @@ def _validate_data(data: DataConfig) -> None:
     if bool(data.source) != bool(data.target):
         missing = "target" if data.source else "source"
         raise Refused(f"--data.{missing} is missing: pairs need both --data.source and --data.target")
+    if data.edit_threshold is not None and (data.edit_threshold < 0 or data.root or data.records):
+        raise Refused(
+            f"--data.edit-threshold {data.edit_threshold}: must be at least 0, and is for pairs of images; "
+            "records keep the one of `autoretouch data prepare --edit-threshold`"
+        )
     if data.face_size and (data.records or data.tfds or data.resize):
         raise Refused(
             "--data.face-size needs folders, --data.root or --data.source and --data.target, and no --data.resize; "

@@ -20,6 +20,7 @@ class Some:
 
     def __init__(self, source: Source, count: int) -> None:
         self.source, self.license = source, source.license
+        self.edit_threshold: float | None = getattr(source, "edit_threshold", 0.0)
         self.indices = [int(i) for i in np.linspace(0, len(source) - 1, min(count, len(source))).round()]
         self.names: Sequence[str] = [source.names[i] for i in self.indices]
         self.smallest = source.smallest
@@ -65,12 +66,13 @@ def _pairs(config: DataConfig) -> Any:
     if given.root:
         return Blemished(FaceSource(Path(given.root), config.face_size, "--data.validation.root"), given.images, config)
     if given.source and given.target:
-        return Some(PairSource(Path(given.source), Path(given.target), config.face_size), given.images)
+        roots = Path(given.source), Path(given.target)
+        return Some(PairSource(*roots, config.face_size, edit_threshold=config.edit_threshold), given.images)
     if given.records:
         return Some(RecordSource(storage.open_path(given.records)), given.images)
     if given.tfds:
         # TFDS takes seconds to import, and only this form needs it.
         from autoretouch_jax.data.tfds_source import TfdsSource
 
-        return Some(TfdsSource(Path(given.tfds), given.split), given.images)
+        return Some(TfdsSource(Path(given.tfds), given.split, config.edit_threshold), given.images)
     return None

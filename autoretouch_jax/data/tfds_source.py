@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import io
 import json
 from dataclasses import dataclass
@@ -10,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 from tqdm import tqdm
 
-from autoretouch_jax.data.images import read_rgb
+from autoretouch_jax.data.edits import VERSION, read_pair
+from autoretouch_jax.data.images import read_header
 from autoretouch_jax.data.sources import Decoded
 from autoretouch_jax.errors import Refused
 from autoretouch_jax.runtime import storage
@@ -33,34 +34,38 @@ class TfdsPairs:
     sizes: list[tuple[int, int]]
     license: str | None
     start: int = 0
+    edit_threshold: float | None = None  # `data.edit_threshold`
 
     @classmethod
-    def open(cls, folder: Path, split: str) -> "TfdsPairs":
+    def open(cls, folder: Path, split: str, edit_threshold: float | None = None) -> "TfdsPairs":
         """Opens a whole split."""
         source = TfdsSource(folder, split)
-        return cls(folder, split, source.names, source.sizes, source.license)
+        return cls(folder, split, source.names, source.sizes, source.license, edit_threshold=edit_threshold)
 
     def part(self, indices: range) -> "TfdsPairs":
         """Returns the pairs of these indices."""
         names, sizes = (values[indices.start : indices.stop] for values in (self.names, self.sizes))
-        return TfdsPairs(self.folder, self.split, names, sizes, self.license, self.start + indices.start)  # type: ignore[arg-type]
+        start = self.start + indices.start
+        return TfdsPairs(self.folder, self.split, names, sizes, self.license, start, self.edit_threshold)  # type: ignore[arg-type]
 
     def stamp(self, index: int) -> str:
         """Returns a text that changes with the data set: its description has a new digest when it is built again."""
-        return storage.sha256(self.folder / "dataset_info.json") + str(self.start + index)
+        digest = storage.sha256(self.folder / "dataset_info.json")
+        return f"{digest}{self.start + index} {self.edit_threshold} {VERSION}"
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns source and target, `uint8[h, w, 3]`. Raises BadInput, naming the pair."""
         pair = _open(self.folder, self.split)[self.start + index]
         name = f"{self.folder}: {self.names[index]}"
-        return tuple(read_rgb(io.BytesIO(pair[key]), f"{name} ({key})") for key in IMAGES)  # type: ignore[return-value]
+        source, target = (io.BytesIO(pair[key]) for key in IMAGES)
+        return read_pair(source, target, self.edit_threshold, (f"{name} (source)", f"{name} (target)"))
 
 
 class TfdsSource:
     """Pairs of a split of a TFDS data set with the features `source` and `target` (and `name`, if it has one)."""
 
-    def __init__(self, folder: Path, split: str):
-        self.folder, self.split = folder, split
+    def __init__(self, folder: Path, split: str, edit_threshold: float | None = None):
+        self.folder, self.split, self.edit_threshold = folder, split, edit_threshold
         pairs = _open(folder, split)
         self.license: str | None = tfds.builder_from_directory(str(folder)).info.redistribution_info.license or None
         entries = _names_and_sizes(folder, split, pairs)
@@ -73,8 +78,16 @@ class TfdsSource:
 
     def __getitem__(self, index: int) -> Decoded:
         name = self.names[index]
-        images = TfdsPairs(self.folder, self.split, self.names, self.sizes, None).read(index)
+        pairs = TfdsPairs(self.folder, self.split, self.names, self.sizes, None, edit_threshold=self.edit_threshold)
+        images = pairs.read(index)
         return Decoded(name, dict(zip(IMAGES, images, strict=True)))
+
+    def marks(self) -> list[str]:
+        """Returns a text for each pair that changes with its size, or with the length of a file of the split."""
+        split = tfds.builder_from_directory(str(self.folder)).info.splits[self.split]
+        files = [f"{path.name}:{path.stat().st_size}" for path in map(Path, split.filepaths)]
+        digest = hashlib.sha256(" ".join(files).encode()).hexdigest()[:16]
+        return [f"{digest} {height}×{width}" for height, width in self.sizes]
 
 
 # Cached, because opening takes a second, and a worker would open the data set again for every pair.
@@ -102,6 +115,9 @@ def _names_and_sizes(folder: Path, split: str, pairs: Any) -> list[tuple[str, in
     entries = []
     for index in tqdm(range(len(pairs)), desc="reading sizes", unit="pair", disable=None):
         pair = pairs[index]
-        with Image.open(io.BytesIO(pair["source"])) as image:
-            entries.append((pair["name"].decode() if "name" in pair else f"{index:06d}", image.height, image.width))
+        name = pair["name"].decode() if "name" in pair else f"{index:06d}"
+        header, fault = read_header(io.BytesIO(pair["source"]))
+        if header is None:
+            raise Refused(f"{folder}: the source of {name} is {fault}; build the data set again")
+        entries.append((name, header.height, header.width))
     return entries

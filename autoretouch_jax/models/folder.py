@@ -32,6 +32,8 @@ class Model:
     """The licence of the data that it was trained on, where that was stated."""
     face_size: float | None = None
     """The size in pixels of the faces that it was trained on, from brows to chin (`data/faces.py`), where there were any."""
+    edit_threshold: float | None = 0.0
+    """Levels from which a change counted as an edit in its training; None where it was measured for each pair."""
 
 
 def save_model(folder: Any, model: Model, step: int) -> None:
@@ -48,6 +50,7 @@ def save_model(folder: Any, model: Model, step: int) -> None:
         "weights": "model.safetensors",
         "data_license": model.data_license,
         "face_size": model.face_size,
+        "edit_threshold": model.edit_threshold,
         # For whoever runs the weights with other software.
         "input": "NHWC float32 RGB, uint8 / 127.5 - 1",
         "faces": "resize the photograph so that a face measures face_size from brows to chin, and the change back; where faces "
@@ -83,7 +86,8 @@ def load_model(folder: Any) -> Model:
     variables = flax.traverse_util.unflatten_dict(flat, sep="/")
     # Missing weights, or those of another network, are named here instead of failing in the first convolution.
     check_shapes(path, config, variables)
-    return Model(config, variables, description.get("data_license"), description.get("face_size"))
+    stated = description.get("data_license"), description.get("face_size"), description.get("edit_threshold", 0.0)
+    return Model(config, variables, *stated)
 
 
 def check_shapes(path: Path, config: Generator, variables: Any) -> None:

@@ -22,7 +22,8 @@ def current_model(trainer: Trainer, state: State) -> Model:
     if params is None:
         params, batch_stats = state.generator.params, state.generator.batch_stats
     variables = devices.to_host({"params": params} | ({"batch_stats": batch_stats} if batch_stats else {}))
-    return Model(trainer.config.generator, variables, face_size=trainer.face_size)
+    threshold = getattr(trainer.source, "edit_threshold", 0.0)  # drawn blemishes are exact
+    return Model(trainer.config.generator, variables, face_size=trainer.face_size, edit_threshold=threshold)
 
 
 def publish(trainer: Trainer, workdir: Any, state: State, folder: str) -> None:

@@ -1,0 +1,205 @@
+"""The one definition of the edit: where a retoucher changed a photograph, apart from what saving it with losses changed.
+
+In a pair without losses every difference is an edit. A JPEG target differs from its source nearly everywhere, by what its
+compression changed. `target_of` removes that: where nothing was edited, it returns the source's own pixels. So everywhere
+behind the reading of a pair, in crops, losses, records, labels and metrics, the edit is where source and target differ.
+
+Images are uint8 `[H, W, 3]`, RGB. Thresholds are 8-bit levels of the denoised difference; 0 means that any difference counts.
+"""
+
+import io
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, JpegImagePlugin
+from scipy.ndimage import gaussian_filter, median_filter, uniform_filter
+
+from autoretouch_jax.data.colour import is_srgb
+from autoretouch_jax.data.images import read_rgb
+
+VERSION = 1  # of the measurement; records that were made with another one are written again
+
+# The threshold in levels where saving again reproduces the unedited parts: a constant and a share of the mean entry of the
+# JPEG's table, twice that with subsampled colour. Fitted to qualities 60 to 98 on drawn blemishes, whose faint
+# borders a higher threshold misses, and on pasted patches of skin, which a lower one widens: benchmarks/README.md.
+REPRODUCED_LEAST, PER_TABLE_ENTRY, SUBSAMPLED = 0.23, 0.035, 2.0
+LOWEST = 1.5  # levels; the lowest threshold where the encoder is another one, so that saving again does not reproduce it
+ABOVE_SAVING = 2.5  # times the change by saving nearby, which an edit must exceed there
+QUANTILE = 0.995  # of what saving again changes, which the threshold lies above
+OWN_NOISE = 4.0  # times the median difference of the pair: the threshold for formats whose saving cannot be repeated
+REPRODUCED = 0.3  # share of the pixels that saving changes, in which saving the source again must give the target
+EXACT = 0.5  # share of identical pixels from which a lossless target was made from the lossy source as it is
+SURROUNDINGS = 8.0  # pixels; over how far the local change by saving is averaged
+# ITU-R BT.601, JPEG's own colours. Colour counts less than brightness, because JPEG keeps it at half resolution.
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+COLOUR_WEIGHT = 0.25
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How a file was saved with losses. `tables` and `sampling` are a JPEG's; they are empty for other formats."""
+
+    format: str
+    tables: tuple[tuple[int, ...], ...] = ()
+    sampling: int = 0
+
+    @property
+    def threshold(self) -> float:
+        """The threshold, in levels, where saving the source again as this JPEG reproduces the unedited parts."""
+        return REPRODUCED_LEAST + PER_TABLE_ENTRY * float(np.mean(self.tables[0])) * (SUBSAMPLED if self.sampling > 0 else 1.0)
+
+
+Codecs = tuple[Codec | None, Codec | None]  # the source's and the target's; None: saved without losses
+
+
+def codec_of(path: Path | BinaryIO) -> Codec | None:
+    """Returns how an image file was saved, None if without losses. It reads the header alone. Raises what Pillow raises."""
+    with Image.open(path) as image:
+        if isinstance(image, JpegImagePlugin.JpegImageFile):  # MPO, a camera's JPEG with a preview, is one too
+            tables = tuple(tuple(image.quantization[key]) for key in sorted(image.quantization))
+            return Codec("JPEG", tables, JpegImagePlugin.get_sampling(image))
+        if image.format == "WEBP" and not _is_lossless_webp(path):
+            return Codec("WEBP")
+        return Codec("AVIF") if image.format in ("AVIF", "HEIF") else None
+
+
+def codecs_of(source: Path | BinaryIO, target: Path | BinaryIO) -> Codecs:
+    """Returns how the two files of a pair were saved. Converting one of them from another colour profile counts as a loss."""
+    codecs, profiles = (codec_of(source), codec_of(target)), []
+    for file in (source, target):
+        with Image.open(file) as image:
+            profiles.append(image.info.get("icc_profile"))
+    if profiles[0] != profiles[1] and codecs == (None, None):
+        # A conversion rounds, so about a third of the pixels move by a level. Two descriptions of sRGB are not converted.
+        return (None, Codec("PROFILE")) if any(profile and not is_srgb(profile) for profile in profiles) else codecs
+    return codecs
+
+
+def _is_lossless_webp(path: Path | BinaryIO) -> bool:
+    data = path.read_bytes() if isinstance(path, Path) else (path.seek(0), path.read())[1]
+    place = 12
+    while place + 8 <= len(data):
+        kind, length = data[place : place + 4], struct.unpack("<I", data[place + 4 : place + 8])[0]
+        if kind in (b"VP8 ", b"VP8L"):
+            return kind == b"VP8L"
+        place += 8 + length + length % 2  # chunks are padded to even lengths (RFC 9649, section 2.3)
+    return False
+
+
+def read_pair(
+    source: Path | BinaryIO, target: Path | BinaryIO, threshold: float | None = None, names: tuple[str, str] = ("", "")
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns source and target, which differ only in the edit. Raises BadInput, naming a file that cannot be decoded.
+
+    `threshold` is `data.edit_threshold`. Open files have no names of their own: give some for the messages.
+    """
+    images = read_rgb(source, names[0]), read_rgb(target, names[1])
+    return images[0], target_of(*images, codecs_of(source, target), threshold)
+
+
+def target_of(source: np.ndarray, target: np.ndarray, codecs: Codecs, threshold: float | None = None) -> np.ndarray:
+    """Returns the target with the source's pixels wherever nothing was edited. A target of another size comes back as it is."""
+    if source.shape != target.shape or _is_lossless(codecs, threshold):
+        return target
+    return np.where(edit_mask(source, target, threshold, codecs)[..., None], target, source)
+
+
+def edit_mask(
+    source: np.ndarray, target: np.ndarray, threshold: float | None = None, codecs: Codecs = (None, None)
+) -> np.ndarray:
+    """`bool[H, W]`: where the retoucher changed something.
+
+    The threshold, in levels, is measured from the codecs where none is given. A pair without losses then has the threshold 0.
+    """
+    if not _is_lossless(codecs, threshold):
+        saving = _Saving.of(source, target, codecs)
+        if not (saving.exact and threshold is None):
+            changed = _denoised(target.astype(np.int16) - source, saving.possible)
+            return _without_specks((changed > saving.threshold(changed, threshold)) & saving.possible)
+    return (source != target).any(-1)
+
+
+def codec_threshold(source: np.ndarray, target: np.ndarray, codecs: Codecs) -> float:
+    """Returns the lowest threshold, in levels, above which a difference of this pair counts as an edit; 0 without losses."""
+    if source.shape != target.shape or _is_lossless(codecs, None):
+        return 0.0
+    saving = _Saving.of(source, target, codecs)
+    if saving.exact:
+        return 0.0
+    changed = _denoised(target.astype(np.int16) - source, saving.possible)
+    return round(float(np.min(saving.threshold(changed, None))), 2)
+
+
+def _is_lossless(codecs: Codecs, threshold: float | None) -> bool:
+    return threshold == 0 or (threshold is None and codecs == (None, None))
+
+
+@dataclass(frozen=True)
+class _Saving:
+    """What saving changed in a pair: where an edit is possible, and how much saving again changes, where that is known."""
+
+    possible: np.ndarray  # bool[H, W]
+    exact: bool = False  # the lossless side was made from the lossy one as it is
+    reproduced: float | None = None  # the threshold, where saving again gives the unedited parts
+    change: np.ndarray | None = None  # float32[H, W], levels
+
+    @classmethod
+    def of(cls, source: np.ndarray, target: np.ndarray, codecs: Codecs) -> "_Saving":
+        """Saves one image as the other one was saved, and compares."""
+        # The target is usually the one that was saved last. Beside a lossless target, the source may be what was saved last.
+        original, saved, codec = (source, target, codecs[1]) if codecs[1] else (target, source, codecs[0])
+        differs = (source != target).any(-1)
+        if codec is None or codec.format != "JPEG":
+            return cls(differs, exact=codecs[1] is None and float(differs.mean()) < 1 - EXACT)
+        again = saved_again(original, codec)
+        moved, unlike = (again != original).any(-1), (again != saved).any(-1)
+        # In flat or overexposed parts saving changes nothing. They would say nothing about the encoder.
+        if moved.any() and float(np.mean(~unlike[moved])) >= REPRODUCED:
+            return cls(unlike, reproduced=codec.threshold)
+        if codecs[1] is None and float(differs.mean()) < 1 - EXACT:
+            return cls(differs, exact=True)
+        return cls(np.ones_like(differs), change=_denoised(again.astype(np.int16) - original, np.ones_like(differs)))
+
+    def threshold(self, changed: np.ndarray, given: float | None) -> np.ndarray:
+        """Returns the threshold: one number, or one for each pixel."""
+        if self.reproduced is not None:
+            return np.asarray(self.reproduced if given is None else given)
+        if self.change is None:
+            own = max(LOWEST, OWN_NOISE * float(np.median(changed)))
+            return np.asarray(own if given is None else given)
+        lowest = max(LOWEST, float(np.quantile(self.change[::4, ::4], QUANTILE))) if given is None else given
+        return np.maximum(lowest, ABOVE_SAVING * gaussian_filter(self.change, SURROUNDINGS))
+
+
+def saved_again(image: np.ndarray, codec: Codec) -> np.ndarray:
+    """Returns an image as it comes back after saving it as that JPEG was saved."""
+    packed = io.BytesIO()
+    tables = [list(table) for table in codec.tables]
+    Image.fromarray(image).save(packed, "JPEG", qtables=tables, subsampling=max(0, codec.sampling))
+    return np.asarray(Image.open(packed).convert("RGB"))
+
+
+def _denoised(difference: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """`int16[H, W, 3]` → `float32[H, W]`: the size of the difference, with the noise of compression averaged out."""
+    out = np.zeros(difference.shape[:2], np.float32)
+    rows, columns = np.flatnonzero(where.any(1)), np.flatnonzero(where.any(0))
+    if not len(rows):
+        return out
+    # Most retouches touch a part of the frame. The filters run over that part.
+    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    part = difference[box] * where[box][..., None]
+    luma = part @ LUMA
+    blue, red = 0.564 * (part[..., 2] - luma), 0.713 * (part[..., 0] - luma)
+    # The median keeps the edges of pasted patches, which a Gaussian alone would widen.
+    luma = gaussian_filter(median_filter(luma, 3), 0.6)
+    colour = np.square(gaussian_filter(blue, 1.5)) + np.square(gaussian_filter(red, 1.5))
+    out[box] = np.sqrt(3 * np.square(luma) + COLOUR_WEIGHT * colour)
+    return out
+
+
+def _without_specks(mask: np.ndarray) -> np.ndarray:
+    """Sets each pixel to what most of its 3×3 neighbours are."""
+    return uniform_filter(mask.astype(np.float32), 3) > 0.5
