@@ -9,7 +9,7 @@ import tyro
 from tyro.conf import FlagConversionOff, FlagCreatePairsOff, Positional
 
 from autoretouch_jax.config import Config
-from autoretouch_jax.config.schema import Faces
+from autoretouch_jax.config.schema import Faces, PairMetric
 
 # With an empty name the config's flags are `--train.steps` and not `--run.train.steps`.
 ConfigFlags = Annotated[Config, tyro.conf.arg(name=""), FlagConversionOff]
@@ -81,9 +81,10 @@ class SweepArguments:
     """Number of trials over all workers. A grid search ignores it and tries every combination."""
     search: Literal["bayes", "random", "grid"] = "bayes"
     """Tree-structured Parzen estimators, random draws, or every combination."""
-    # Only metrics that are better when higher, and that every model has.
-    metric: Literal["psnr_rgb_u8", "ssim_rgb_u8_gauss11", "edit_psnr", "edit_recovered"] = "psnr_rgb_u8"
-    """The metric to maximise on these pairs."""
+    metric: PairMetric = "psnr_pooled"
+    """The metric to maximise on these pairs; higher is better. `psnr_pooled`: PSNR of all pixels of all images, which every
+    damage lowers; `psnr_rgb_u8`, `ssim_rgb_u8_gauss11`: means over images; `edit_…`: inside the edit, blind to damage
+    outside."""
     rungs: int = 3
     """How often a trial is measured: 3 means at 1/4, 1/2 and all of its steps. A trial below the median is stopped."""
     storage: str | None = None
@@ -117,11 +118,15 @@ class EvaluateArguments:
     """Folder of images after retouching, paired by name."""
     leave_alone: Path | None = None
     """Folder of photographs in which nothing is to be retouched. Every change of a model there is harm."""
+    edit_threshold: float | None = None
+    """Levels of 255 from which a change counts as an edit, as --data.edit-threshold. Left out, it is measured for each pair."""
     faces: Faces = "auto"
     """`auto` edits the faces, at the size that the model was trained at. `off` edits the whole image as it is. `all` as in
     `retouch`."""
     json: Path | None = None
     """Also write every number to this file."""
+    csv: Path | None = None
+    """Also write the metrics of every image to this file, a row for the identity and one for each model."""
     pictures: Path | None = None
     """Also write source, output, target and amplified difference of each pair to this folder."""
     lpips: Literal["none", "squeeze", "alex", "vgg16"] = "none"
@@ -208,6 +213,8 @@ class PrepareArguments:
 
     From a TFDS data set:  autoretouch data prepare --tfds FOLDER --split train --out records
 
+    Without what an audit found unsound:  autoretouch data prepare BEFORE AFTER --audit audit.json --out records
+
     Then:  autoretouch train configs/retouch.py --data.records records --workdir runs/a
     """
 
@@ -220,6 +227,10 @@ class PrepareArguments:
     """Take the pairs from this TFDS data set instead."""
     split: str = "train"
     """Split of the TFDS data set."""
+    audit: Path | None = None
+    """A `data audit` JSON file. What it weighs 0 or found unpaired is not opened. The other weights go into the records."""
+    edit_threshold: float | None = None
+    """Levels of 255 from which a change counts as an edit, as --data.edit-threshold. Left out, it is measured for each pair."""
     workers: int = 0
     """Number of processes. 0 starts one for each core."""
     on_bad: Literal["skip", "fail"] = "skip"
@@ -243,18 +254,28 @@ class AuditArguments:
     autoretouch data audit BEFORE AFTER --html audit.html --json audit.json
 
     Then:  autoretouch train configs/retouch.py --data.source BEFORE --data.target AFTER --data.audit audit.json …
+
+    The same command goes on after a stop: results are kept beside the JSON file, in audit.json.part, until all are there.
     """
 
-    source: Positional[Path]
-    """Folder of images before retouching."""
-    target: Positional[Path]
-    """Folder of images after retouching, paired by name."""
+    pairs: Positional[tuple[Path, ...]] = ()
+    """Two folders or uncompressed tar files: images before and after retouching, paired by name. Leave them out with --records
+    or --tfds."""
+    # A text and not a Path: it may be in gs:// or s3://.
+    records: str | None = None
+    """Audit the records that `data prepare` wrote instead."""
+    tfds: Path | None = None
+    """Audit this TFDS data set instead."""
+    split: str = "train"
+    """Split of the TFDS data set."""
     html: Path | None = Path("audit.html")
     """The page."""
     json: Path | None = Path("audit.json")
     """Every pair's weight, reasons and measures. `--data.audit` takes it."""
     labels: FlagConversionOff[bool] = True
-    """Also look for spots left in a target that look like spots removed elsewhere. This takes the longest."""
+    """Also look for spots left in a target that look like spots removed elsewhere."""
+    labels_sample: int = 1000
+    """Look for them in at most this many pairs, evenly spread; 0 for all."""
     workers: int = 0
     """Number of processes. 0 starts one for each core."""
 
@@ -279,9 +300,12 @@ class BuildArguments:
     md5: Path | None = None
     """FFHQ's ffhq-dataset-v2.json. Every source is checked against it before anything is written."""
     validation: float = 0.1
-    """Share of `retouch_pairs` in the split `validation`, chosen by name. `ffhqr` has its own splits."""
+    """Share of `retouch_pairs` in the split `validation`. Pairs of one folder or one burst, and those that an audit found to be
+    nearly alike, stay together. `ffhqr` has its own splits."""
     test: float = 0.1
     """Share of `retouch_pairs` in the split `test`."""
+    audit: Path | None = None
+    """A `data audit` JSON file. What it weighs 0 or found unpaired is left out."""
     license: str | None = None
     """The licence of `retouch_pairs`. Models trained on it carry it."""
 

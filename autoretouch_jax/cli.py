@@ -52,7 +52,9 @@ def _sweep(argv: Argv) -> int:
 
     search = (arguments.workdir, arguments.search, arguments.metric, arguments.rungs, arguments.storage)
     definition = sweep.Sweep(arguments.run, space.read_space(arguments.space), arguments.trials, *search)
-    return sweep.run(definition, PairSource(arguments.source, arguments.target))
+    # Trials are trained and measured with one definition of the edit.
+    threshold = arguments.run.data.edit_threshold
+    return sweep.run(definition, PairSource(arguments.source, arguments.target, edit_threshold=threshold))
 
 
 def _doctor(argv: Argv) -> int:
@@ -74,7 +76,9 @@ def _evaluate(argv: Argv) -> int:
     from autoretouch_jax.runtime import processes
 
     # Every process checks the folders by itself, before it waits for the others.
-    pairs = PairSource(arguments.source, arguments.target) if arguments.source else None
+    pairs = None
+    if arguments.source:
+        pairs = PairSource(arguments.source, arguments.target, edit_threshold=arguments.edit_threshold)
     alone = PhotoSource(arguments.leave_alone, "--leave-alone") if arguments.leave_alone else None
     # The same command on several hosts shares the pairs among them.
     with processes.one_run(ParallelConfig()):
@@ -82,7 +86,7 @@ def _evaluate(argv: Argv) -> int:
         if arguments.lpips != "none":
             metric = lpips.load(arguments.lpips, arguments.lpips_weights, arguments.lpips_heads)
         output = (arguments.json, arguments.pictures)
-        return evaluate.run(arguments.models, pairs, *output, metric, arguments.faces, alone)
+        return evaluate.run(arguments.models, pairs, *output, metric, arguments.faces, alone, arguments.csv)
 
 
 def _compare(argv: Argv) -> int:
@@ -135,14 +139,23 @@ def _data_prepare(argv: Argv) -> int:
     if arguments.tfds and arguments.pairs:
         raise Refused("--tfds and two folders exclude each other")
     from autoretouch_jax.data import folders, prepare
+    from autoretouch_jax.data.audit_file import advising_an_audit, read_audit
 
+    audit = read_audit(arguments.audit, "--audit") if arguments.audit else None
     if arguments.tfds:
         from autoretouch_jax.data.tfds_source import TfdsPairs
 
-        pairs: prepare.Pairs = TfdsPairs.open(arguments.tfds, arguments.split)
+        pairs: prepare.Pairs = TfdsPairs.open(arguments.tfds, arguments.split, arguments.edit_threshold)
+        pairs = prepare.sound(pairs, audit) if audit else pairs
     else:
-        pairs = folders.checked_pairs(*arguments.pairs)[0]
-    return prepare.run(pairs, arguments.out, arguments.workers, arguments.on_bad, arguments.license)
+        source, target = arguments.pairs
+        with advising_an_audit("--audit", audit, (source, target)):
+            files, _ = folders.checked_pairs(source, target, audit, arguments.edit_threshold)
+        for warning in files.warnings:
+            print(warning, file=sys.stderr)
+        pairs = files
+    weights = audit.weights if audit else None
+    return prepare.run(pairs, arguments.out, arguments.workers, arguments.on_bad, arguments.license, weights)
 
 
 def _data_verify(argv: Argv) -> int:
@@ -154,9 +167,18 @@ def _data_verify(argv: Argv) -> int:
 
 def _data_audit(argv: Argv) -> int:
     arguments = parse("data audit", argv)
-    from autoretouch_jax.audit import audit
+    if bool(arguments.pairs) + bool(arguments.records) + bool(arguments.tfds) != 1 or len(arguments.pairs) not in (0, 2):
+        raise Refused("give two folders, before and after retouching, or --records FOLDER, or --tfds FOLDER")
+    from autoretouch_jax.audit import audit, inputs
 
-    return audit.run(arguments.source, arguments.target, arguments.json, arguments.html, arguments.workers, arguments.labels)
+    if arguments.records:
+        audited = inputs.from_records(arguments.records)
+    elif arguments.tfds:
+        audited = inputs.from_tfds(arguments.tfds, arguments.split)
+    else:
+        audited = inputs.from_files(*arguments.pairs)
+    search = arguments.labels, arguments.labels_sample
+    return audit.run(audited, arguments.json, arguments.html, arguments.workers, *search)
 
 
 def _data_build(argv: Argv) -> int:
@@ -165,8 +187,11 @@ def _data_build(argv: Argv) -> int:
 
     given: dict[str, Any] = {"source": arguments.source, "target": arguments.target, "data_dir": str(arguments.out)}
     if arguments.kind == "ffhqr":
+        if arguments.audit:
+            raise Refused("--audit is for retouch_pairs; ffhqr keeps to the published data set and its split")
         return tfds_builders.build(tfds_builders.Ffhqr(md5=arguments.md5, **given))
     given |= {"validation": arguments.validation, "test": arguments.test, "license": arguments.license}
+    given["audit"] = arguments.audit
     return tfds_builders.build(tfds_builders.RetouchPairs(**given))
 
 

@@ -14,12 +14,15 @@ import jax
 import numpy as np
 import pytest
 from conftest import edited
+from PIL import Image
 
 from autoretouch_jax.config import ValidationConfig
+from autoretouch_jax.data.folders import FaceSource
 from autoretouch_jax.errors import BadInput, Refused
 from autoretouch_jax.models.folder import load_model
-from autoretouch_jax.training import loop
-from autoretouch_jax.training.checkpoints import Checkpoints
+from autoretouch_jax.training import loop, resuming
+from autoretouch_jax.training.checkpoints import Checkpoints, read_clock
+from autoretouch_jax.training.manifest import take_manifest
 
 
 def final_state(config, workdir: Path):
@@ -69,7 +72,8 @@ def test_a_finished_run_says_so_and_changes_nothing(small_config, undisturbed, c
 
 
 def test_the_files_of_a_run(undisturbed):
-    for_the_run, for_people = {"config.json", "data.json", "checkpoints"}, {"metrics.jsonl", "events.jsonl", "report.html"}
+    for_the_run = {"config.json", "data.json", "manifest.json", "checkpoints"}
+    for_people = {"metrics.jsonl", "events.jsonl", "report.html"}
     assert {path.name for path in undisturbed.iterdir()} == for_the_run | for_people | {"samples", "model", "tensorboard"}
     record = json.loads((undisturbed / "metrics.jsonl").read_text().splitlines()[-1])
     assert record["step"] == 6
@@ -103,11 +107,36 @@ def test_data_may_move_and_must_be_the_same(small_config, undisturbed, tmp_path,
     moved = Path(shutil.copytree(small_config.data.root, tmp_path / "moved"))
     longer = edited(small_config, train={"steps": 8})
     assert loop.run(edited(longer, data={"root": str(moved)}), undisturbed) == 0
-    assert "--data.root: at another path than before, with the same names" in capsys.readouterr().err
-    next(moved.iterdir()).unlink()
-    longer = edited(small_config, train={"steps": 9})
+    assert "--data.root: at another path than before, with the same files" in capsys.readouterr().err
+    (moved / "face0.png").unlink()
+    Image.open(moved / "face1.png").rotate(180).save(moved / "face1.png")
+    longer = edited(small_config, train={"steps": 9}, data={"root": str(moved)})
+    with pytest.raises(Refused, match=r"--data.root: other data .*removed 1 \(face0\); changed 1 \(face1\).*--data.on-change"):
+        loop.run(longer, second_home(undisturbed, small_config))
+    assert loop.run(edited(longer, data={"on_change": "accept"}), undisturbed) == 0
+    assert "data have changed since the last start: removed 1 (face0)" in capsys.readouterr().err
+    assert loop.run(edited(longer, train={"steps": 10}), undisturbed) == 0, "accepted once and for all"
+    clock = read_clock(undisturbed / "checkpoints", 10)
+    assert clock["data"] == take_manifest(FaceSource(moved), None).digest
+
+
+def test_a_run_of_an_earlier_version_resumes_and_notices_other_names(face_folder, tmp_path):
+    """Its clock holds no digest, and it has no manifest: the names are all that can be compared."""
+    moved = Path(shutil.copytree(face_folder, tmp_path / "moved"))
+    source = FaceSource(moved)
+    (tmp_path / "data.json").write_text(json.dumps(resuming.describe_data(source)))
+    check = lambda source, clock={}, accept=False: resuming.check_data(  # noqa: E731
+        tmp_path, source, take_manifest(source, None), clock, ["data.root"], accept
+    )
+    assert check(source) == ["--data.root: at another path than before, with the same names"]
+    # A clock with a digest belongs to a run that has a manifest: here it was lost.
+    with pytest.raises(Refused, match="or other names, files or weights"):
+        check(source, {"data": "1:other"})
+    assert check(source, {"data": take_manifest(source, None).digest}), "the checkpoint was made with these data"
+    (moved / "face2.png").unlink()
     with pytest.raises(Refused, match="4 examples there, 3 here"):
-        loop.run(edited(longer, data={"root": str(moved)}), second_home(undisturbed, small_config))
+        check(FaceSource(moved))
+    assert "From here on this is another run" in check(FaceSource(moved), accept=True)[0]
 
 
 def second_home(workdir: Path, config) -> Path:

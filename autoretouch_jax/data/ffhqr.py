@@ -5,6 +5,7 @@ FFHQ: Karras, Laine and Aila 2019. FFHQR: Shafaei, Little and Schmidt 2021, whos
 
 import hashlib
 import json
+import sys
 import tarfile
 import zlib
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from autoretouch_jax.data.audit_file import Audit, advising_an_audit, sound_pairs
+from autoretouch_jax.data.groups import groups
 from autoretouch_jax.data.images import SUFFIXES
 from autoretouch_jax.data.pairing import match_all, named_images, unique_names
 from autoretouch_jax.errors import Refused, summarise
@@ -34,11 +37,11 @@ class File:
     offset: int = 0
     size: int = -1
 
-    def read(self) -> bytes:
-        """Returns all of its bytes."""
+    def read(self, most: int = -1) -> bytes:
+        """Returns its bytes, or so many of them at most."""
         with self.path.open("rb") as file:
             file.seek(self.offset)
-            return file.read(self.size)
+            return file.read(min((size for size in (self.size, most) if size >= 0), default=-1))
 
     def __str__(self) -> str:
         return f"{self.path}/{self.member}" if self.member else str(self.path)
@@ -68,35 +71,43 @@ def official_split(number: int) -> str:
     return "train" if number < FIRST_VALIDATION else "validation" if number < FIRST_TEST else "test"
 
 
-def folder_splits(source: Path, target: Path, validation: float, test: float) -> Splits:
-    """Returns the pairs of any two folders or tar files, in splits of these shares.
+def folder_splits(source: Path, target: Path, validation: float, test: float, audit: Audit | None = None) -> Splits:
+    """Returns the pairs of any two folders or tar files, in splits of about these shares.
 
-    The split of a pair depends on its name alone, so that it stays when other pairs are added.
+    Pairs of one folder, of one burst, and those that an audit found nearly alike stay together, see `groups.py`. The split
+    depends on the group's name alone, so that it stays when others are added. What the audit found unsound is left out.
     """
-    sources, targets = (unique_names(root, _files(root)) for root in (source, target))
-    pairs = match_all(sources, targets, (source, target))
+    with advising_an_audit("--audit", audit, (source, target)):
+        pairs, warnings = sound_pairs(image_files(source), image_files(target), (source, target), audit)
+    group_of = groups({name: files[0] for name, files in pairs.items()}, audit.groups if audit else {})
     splits: Splits = {"train": [], "validation": [], "test": []}
     for name, files in pairs.items():
-        draw = zlib.crc32(name.encode()) / 2**32  # in [0, 1), a function of the name
+        draw = zlib.crc32(group_of[name].encode()) / 2**32  # in [0, 1), a function of the group's name
         split = "test" if draw < test else "validation" if draw < test + validation else "train"
         splits[split].append((name, *files))
-    # With few pairs, or large shares, a hash may put all of them elsewhere.
+    number = len(set(group_of.values()))
+    # With few groups, or large shares, a hash may put all of them elsewhere.
     if not splits["train"]:
-        raise Refused("no pair is left to train on; lower --validation and --test")
+        raise Refused(f"no pair is left to train on: all {number} group(s) are elsewhere; lower --validation and --test")
+    for split, share in (("validation", validation), ("test", test)):
+        if not splits[split] and share * len(pairs) >= 1:
+            warnings.append(f"the split {split} is empty: {len(pairs)} pairs make only {number} group(s), which stay together")
+    for warning in warnings:
+        print(warning, file=sys.stderr)
     return splits
 
 
 def _by_number(root: Path) -> dict[str, File]:
     """Returns the files by the five digits that name them. Refuses other names, such as those of FFHQ's thumbnails."""
     # The number is the file's name, in whichever folders the archive has put it.
-    files = unique_names(root, [(name.rsplit("/", 1)[-1], file) for name, file in _files(root)])
+    files = unique_names(root, [(name.rsplit("/", 1)[-1], file) for name, file in image_files(root)])
     odd = [str(file) for name, file in files.items() if not (name.isdigit() and len(name) == 5 and int(name) < IMAGES)]
     if odd:
         raise Refused(f"{root}: not FFHQ's names (00000 to 69999): {summarise(odd)}; for other pairs build `retouch_pairs`")
     return files
 
 
-def _files(root: Path) -> list[tuple[str, File]]:
+def image_files(root: Path) -> list[tuple[str, File]]:
     """Returns `(path without ending, file)` of every image below a folder or in a tar file. Raises Refused without any."""
     if root.is_dir():
         return [(name, File(path)) for name, path in named_images(root, "folder")]

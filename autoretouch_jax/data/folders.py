@@ -1,24 +1,36 @@
 """Folders of images as sources: clean faces, or pairs in two folders.
 
 Everything that the beginning and the end of a file show is checked when a source is opened, and all faults are named at once.
+With an audit, only what it found sound is opened.
 """
 
+import concurrent.futures
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
+from autoretouch_jax.data.audit_file import Audit, sound_pairs
+from autoretouch_jax.data.edits import VERSION, read_pair
 from autoretouch_jax.data.face_parts import find_living_faces, regions
 from autoretouch_jax.data.faces import Face, scaled
 from autoretouch_jax.data.images import Header, read_header, read_rgb
-from autoretouch_jax.data.pairing import match_all, named_images, unique_names
+from autoretouch_jax.data.pairing import named_images
 from autoretouch_jax.data.sources import Decoded
 from autoretouch_jax.errors import BadInput, Refused, summarise
 
 CACHE_BYTES = 1 << 30  # decoded examples are kept until they take this much
 LARGEST_FACTOR = 4.0  # by which a photograph is enlarged to bring its face to a size
+MANY = 1000  # files from which on threads read them, with a progress bar
+THREADS = 16  # more than cores: on a network's disk they mostly wait
+END = 4096  # bytes at the end of a file that its mark covers; a PNG ends with a checksum of its pixels
 ALPHA_CHECKED = 64  # files with an alpha channel that are decoded before training starts; the others are checked when read
+
+T = TypeVar("T")
 
 
 class PhotoSource:
@@ -34,6 +46,7 @@ class PhotoSource:
         _check_alpha(self.targets, headers)
         # Known from the headers, so that a crop that is too large is refused before anything is decoded.
         self.smallest = _smallest(self.targets, headers)
+        self.sizes = _sizes(headers)
         self._example = _cached(self._decode)
 
     def __len__(self) -> int:
@@ -41,6 +54,10 @@ class PhotoSource:
 
     def __getitem__(self, index: int) -> Decoded:
         return self._example(index)
+
+    def marks(self) -> list[str]:
+        """Returns a text for each photograph that changes with its file, wherever the file lies."""
+        return _marks(self.targets)
 
     def _decode(self, index: int) -> Decoded:
         return Decoded(self.names[index], {"target": read_rgb(self.targets[index])})
@@ -94,21 +111,25 @@ class PairFiles:
     targets: list[Path]
     sizes: list[tuple[int, int]]
     license: str | None = None
+    edit_threshold: float | None = None  # `data.edit_threshold`
+    warnings: tuple[str, ...] = ()  # what an audit does not know of these folders
 
     def part(self, indices: range) -> "PairFiles":
         """Returns the pairs of these indices."""
         run = slice(indices.start, indices.stop)
-        return PairFiles(self.names[run], self.sources[run], self.targets[run], self.sizes[run], self.license)
+        return PairFiles(
+            self.names[run], self.sources[run], self.targets[run], self.sizes[run], self.license, self.edit_threshold
+        )
 
     def stamp(self, index: int) -> str:
         """Returns a text that changes when one of the two files does."""
         # Size and time of change: reading every file only to see whether it changed would take as long as packing it.
         stats = [path.stat() for path in (self.sources[index], self.targets[index])]
-        return repr([(path.st_size, path.st_mtime_ns) for path in stats])
+        return repr([(path.st_size, path.st_mtime_ns) for path in stats] + [self.edit_threshold, VERSION])
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns source and target, `uint8[h, w, 3]`. Raises BadInput, naming the file."""
-        return read_rgb(self.sources[index]), read_rgb(self.targets[index])
+        """Returns source and target, `uint8[h, w, 3]`, that differ only in the edit. Raises BadInput, naming the file."""
+        return read_pair(self.sources[index], self.targets[index], self.edit_threshold)
 
 
 class PairSource:
@@ -116,10 +137,13 @@ class PairSource:
 
     license: str | None = None
 
-    def __init__(self, source: Path, target: Path, face_size: int = 0) -> None:
-        self.face_size, self._faces = face_size, FacesFound()
-        self.files, headers = checked_pairs(source, target)
-        self.names = self.files.names
+    def __init__(
+        self, source: Path, target: Path, face_size: int = 0, audit: Audit | None = None, edit_threshold: float | None = None
+    ) -> None:
+        """With an `audit`, what it found unsound is left out. `edit_threshold` is `data.edit_threshold`."""
+        self.face_size, self._faces, self.edit_threshold = face_size, FacesFound(), edit_threshold
+        self.files, headers = checked_pairs(source, target, audit, edit_threshold)
+        self.names, self.sizes = self.files.names, self.files.sizes
         self.smallest = _smallest(self.files.sources, headers)
         self._example = _cached(self._decode)
 
@@ -128,6 +152,11 @@ class PairSource:
 
     def __getitem__(self, index: int) -> Decoded:
         return self._example(index)
+
+    def marks(self) -> list[str]:
+        """Returns a text for each pair that changes with one of its files, wherever they lie."""
+        marks = _marks(self.files.sources + self.files.targets)
+        return [" ".join(both) for both in zip(marks[: len(self)], marks[len(self) :], strict=True)]
 
     def _decode(self, index: int) -> Decoded:
         source, target = self.files.read(index)
@@ -138,10 +167,15 @@ class PairSource:
         return Decoded(self.names[index], {"source": source, "target": target})
 
 
-def checked_pairs(source: Path, target: Path) -> tuple[PairFiles, list[Header]]:
-    """Returns the pairs of two folders and the sources' headers. Raises Refused, naming the faulty files."""
-    sides = [unique_names(root, named_images(root, role)) for root, role in ((source, "source"), (target, "target"))]
-    pairs = match_all(sides[0], sides[1], (source, target))
+def checked_pairs(
+    source: Path, target: Path, audit: Audit | None = None, edit_threshold: float | None = None
+) -> tuple[PairFiles, list[Header]]:
+    """Returns the pairs of two folders and the sources' headers. Raises Refused, naming the faulty files.
+
+    With an `audit` no file is opened that it found unsound.
+    """
+    sides = [named_images(root, role) for root, role in ((source, "source"), (target, "target"))]
+    pairs, warnings = sound_pairs(sides[0], sides[1], (source, target), audit)
     sources, targets = ([pair[side] for pair in pairs.values()] for side in (0, 1))
     # Sources first, then targets: the two halves of this list belong together.
     headers = _checked_headers(sources + targets)
@@ -153,13 +187,14 @@ def checked_pairs(source: Path, target: Path) -> tuple[PairFiles, list[Header]]:
     if unequal:
         raise Refused(f"source and target differ in size: {summarise(unequal)}")
     _check_alpha(sources + targets, headers)
-    sizes = [(header.height, header.width) for header in headers[: len(sources)]]
-    return PairFiles(list(pairs), sources, targets, sizes), headers[: len(sources)]
+    headers = headers[: len(sources)]
+    files = PairFiles(list(pairs), sources, targets, _sizes(headers), edit_threshold=edit_threshold, warnings=tuple(warnings))
+    return files, headers
 
 
 def _checked_headers(paths: Sequence[Path]) -> list[Header]:
     # All faults at once, because a folder with one usually has several.
-    read = [read_header(path) for path in paths]
+    read = _of_each(paths, read_header, "checking files")
     faults = [f"{path}: {fault}" for path, (_, fault) in zip(paths, read, strict=True) if fault]
     if faults:
         raise Refused(f"bad images: {summarise(faults)}; replace or remove them")
@@ -174,6 +209,30 @@ def _check_alpha(paths: Sequence[Path], headers: Sequence[Header]) -> None:
             read_rgb(path)
         except BadInput as error:
             raise Refused(str(error)) from error
+
+
+def _sizes(headers: Sequence[Header]) -> list[tuple[int, int]]:
+    return [(header.height, header.width) for header in headers]
+
+
+def _marks(paths: Sequence[Path]) -> list[str]:
+    return _of_each(paths, _mark, "comparing files")
+
+
+def _mark(path: Path) -> str:
+    """A file's length and a checksum of its end: copying keeps them, unlike the time of the last change."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - END))
+        return f"{size}:{zlib.crc32(file.read()):08x}"
+
+
+def _of_each(paths: Sequence[Path], read: Callable[[Path], T], what: str) -> list[T]:
+    """Returns `read(path)` for every path, in order."""
+    if len(paths) < MANY:
+        return [read(path) for path in paths]
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        return list(tqdm(pool.map(read, paths), total=len(paths), desc=what, unit="file", disable=None))
 
 
 def _smallest(paths: Sequence[Path], headers: Sequence[Header]) -> tuple[Path, int, int]:

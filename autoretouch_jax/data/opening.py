@@ -1,20 +1,19 @@
 """Opens the source that the config's `data` group names, with the weights of an audit. A new kind of source is added here."""
 
-import dataclasses
-import json
-from collections.abc import Sequence
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from autoretouch_jax.config import DataConfig
+from autoretouch_jax.data.audit_file import Audit, advising_an_audit, read_audit
 from autoretouch_jax.data.face_parts import find_living_faces
 from autoretouch_jax.data.folders import FaceSource, PairSource
 from autoretouch_jax.data.records import RecordSource
-from autoretouch_jax.data.sources import Source, whole
-from autoretouch_jax.errors import BadInput, Refused
-from autoretouch_jax.runtime import storage
+from autoretouch_jax.data.sources import Reweighted, Source, whole
+from autoretouch_jax.errors import BadInput, Refused, summarise
+from autoretouch_jax.runtime import processes, storage
 
 MEASURED_FACES = 12  # images in which faces are measured, where `data.face_size` does not state their size
 
@@ -22,11 +21,21 @@ MEASURED_FACES = 12  # images in which faces are measured, where `data.face_size
 def open_source(config: DataConfig) -> Source:
     """Returns the source that a config names.
 
-    Raises Refused, naming the faults. It also refuses a crop that is larger than the smallest image.
+    Raises Refused, naming the faults. It also refuses a crop that is larger than the smallest image. Of pairs that an audit has
+    judged, those that are too small are left out instead, and named on stderr.
     """
-    source = _open(config)
-    if config.audit:
-        source = Weighted(source, _audit_weights(Path(config.audit), source.names))
+    audit = read_audit(Path(config.audit), "--data.audit") if config.audit else None
+    source: Any = _open(config, audit)
+    warnings = list(source.files.warnings) if isinstance(source, PairSource) else audit.check(source.names) if audit else []
+    # Records may have been made with an audit, whose weights they hold. An audit that is given now takes precedence.
+    weights: dict[str, float] | None = getattr(source, "weights", None)
+    if audit:
+        weights = (weights or {}) | audit.weights
+    if weights is not None:
+        source = Weighted(source, weights, 0 if config.resize else config.crop)
+        warnings += source.warnings
+    for warning in warnings if processes.is_first() else ():
+        print(warning, file=sys.stderr)
     # With `resize` every image has one size, and validation has compared it with the crop.
     path, width, height = source.smallest
     if not config.resize and config.crop > min(width, height):
@@ -36,7 +45,7 @@ def open_source(config: DataConfig) -> Source:
     return source
 
 
-def _open(config: DataConfig) -> Source:
+def _open(config: DataConfig, audit: Audit | None) -> Source:
     if config.root:
         return FaceSource(Path(config.root), config.face_size)
     if config.records:
@@ -45,10 +54,12 @@ def _open(config: DataConfig) -> Source:
         # TFDS takes seconds to import, and only this form needs it.
         from autoretouch_jax.data.tfds_source import TfdsSource
 
-        return TfdsSource(Path(config.tfds), config.split)
+        return TfdsSource(Path(config.tfds), config.split, config.edit_threshold)
     assert config.source
     assert config.target
-    return PairSource(Path(config.source), Path(config.target), config.face_size)
+    roots = Path(config.source), Path(config.target)
+    with advising_an_audit("--data.audit", audit, roots):
+        return PairSource(*roots, config.face_size, audit, config.edit_threshold)
 
 
 def typical_face_size(source: Source, config: DataConfig) -> float | None:
@@ -72,13 +83,24 @@ def typical_face_size(source: Source, config: DataConfig) -> float | None:
 
 
 class Weighted:
-    """A source with the weights of an audit. Examples of weight 0 are left out."""
+    """A source with the weights of an audit. Examples of weight 0 are left out, and those with a side shorter than `side`."""
 
-    def __init__(self, source: Source, weights: dict[str, float]) -> None:
+    def __init__(self, source: Any, weights: dict[str, float], side: int = 0) -> None:
+        """`source` also has `sizes`, the height and width of each example. Raises Refused when nothing is left."""
         self.source, self.weights, self.license = source, weights, source.license
-        self.indices = [i for i, name in enumerate(source.names) if weights.get(name, 1.0) > 0]
+        self.edit_threshold: float | None = getattr(source, "edit_threshold", 0.0)
+        sound = [i for i, name in enumerate(source.names) if weights.get(name, 1.0) > 0]
+        self.indices = [i for i in sound if min(source.sizes[i]) >= side]
         self.names = [source.names[i] for i in self.indices]
-        self.smallest = source.smallest
+        # An audit cannot know the crop, so a small image is no fault to it.
+        small = [source.names[i] for i in sound if min(source.sizes[i]) < side]
+        if not self.names:
+            raise Refused(f"--data.crop {side} is larger than every pair that the audit finds sound; choose a smaller crop")
+        self.warnings = [f"left out {len(small)} pairs smaller than --data.crop {side}: {summarise(small)}"] if small else []
+        height, width = min((source.sizes[i] for i in self.indices), key=min)
+        # The number of the first example of this size, for its name.
+        first = next(i for i in self.indices if tuple(source.sizes[i]) == (height, width))
+        self.smallest = Path(source.names[first]), width, height
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -86,18 +108,10 @@ class Weighted:
     def __getitem__(self, index: int) -> Any:
         example = self.source[self.indices[index]]
         # The weight multiplies the crop's own, and the loss takes their product.
-        return dataclasses.replace(example, weight=self.weights.get(example.name, 1.0))
+        return Reweighted(example, self.weights.get(example.name, 1.0))
 
-
-def _audit_weights(path: Path, names: Sequence[str]) -> dict[str, float]:
-    """Returns `{name: weight}` of a file that `autoretouch data audit --json` wrote."""
-    try:
-        weights = {name: float(pair["weight"]) for name, pair in json.loads(path.read_text())["pairs"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Refused(f"--data.audit {path}: not what `autoretouch data audit --json` writes ({error})") from error
-    # Without this check, an audit of other data would silently have no effect.
-    if not any(name in weights for name in names):
-        raise Refused(f"--data.audit {path}: knows none of the pairs of this data set; audit the data that is trained on")
-    if max(weights.get(name, 1.0) for name in names) <= 0:
-        raise Refused(f"--data.audit {path}: gives every pair the weight 0; nothing would be left to train on")
-    return weights
+    def marks(self) -> list[str]:
+        """Returns a text for each example that changes with its files."""
+        # A source of one's own need not give marks.
+        marks = self.source.marks() if hasattr(self.source, "marks") else [""] * len(self.source)
+        return [marks[i] for i in self.indices]

@@ -20,20 +20,22 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from tqdm import tqdm
 
 from autoretouch_jax.data import tile_codec
+from autoretouch_jax.data.audit_file import Audit
 from autoretouch_jax.data.crops import CELL
 from autoretouch_jax.data.records import (
     FORMAT,
     INDEX,
-    READER_OPTIONS,
     WRITER_OPTIONS,
     Entry,
     RecordSource,
     tile_side,
     write_example,
 )
+from autoretouch_jax.data.shards import READER_OPTIONS
 from autoretouch_jax.errors import BadInput, Refused, summarise
 from autoretouch_jax.runtime import storage
 
+DIGITS = 16  # of a pair's digest that the index keeps: enough to see that it has changed
 SHARD_PIXELS = 1 << 26  # pixels of the pairs in one shard: 64 pairs of 1024², about 90 MB
 
 
@@ -52,6 +54,10 @@ class Pairs(Protocol):
     def license(self) -> str | None:
         """The data's licence, if it is stated."""
 
+    @property
+    def edit_threshold(self) -> float | None:
+        """The levels from which a change counts as an edit; None: measured for each pair."""
+
     def part(self, indices: range) -> "Pairs":
         """Returns the pairs of these indices, for one shard."""
 
@@ -63,6 +69,49 @@ class Pairs(Protocol):
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """Some of the pairs, in their order."""
+
+    pairs: Pairs
+    indices: Sequence[int]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the chosen pairs."""
+        return [self.pairs.names[index] for index in self.indices]
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Their heights and widths."""
+        return [self.pairs.sizes[index] for index in self.indices]
+
+    @property
+    def license(self) -> str | None:
+        """The licence of all pairs."""
+        return self.pairs.license
+
+    @property
+    def edit_threshold(self) -> float | None:
+        """That of all pairs."""
+        return self.pairs.edit_threshold
+
+    def part(self, indices: range) -> "Chosen":
+        """See `Pairs`."""
+        chosen = [self.indices[index] for index in indices]
+        # Only what lies between them goes along: a worker process gets a copy with every shard.
+        between = self.pairs.part(range(chosen[0], chosen[-1] + 1))
+        return Chosen(between, [index - chosen[0] for index in chosen])
+
+    def stamp(self, index: int) -> str:
+        """See `Pairs`."""
+        return self.pairs.stamp(self.indices[index])
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `Pairs`."""
+        return self.pairs.read(self.indices[index])
+
+
+@dataclass(frozen=True)
 class Job:
     """One shard to write."""
 
@@ -71,8 +120,13 @@ class Job:
     on_bad: str
 
 
-def run(pairs: Pairs, out: Path, workers: int, on_bad: str, license: str | None) -> int:
-    """Writes or completes the records in `out`. Returns the exit status: 1 when pairs had to be left out."""
+def run(
+    pairs: Pairs, out: Path, workers: int, on_bad: str, license: str | None, weights: dict[str, float] | None = None
+) -> int:
+    """Writes or completes the records in `out`. Returns the exit status: 1 when pairs had to be left out.
+
+    The `weights` of an audit go into the index, and training takes them from there.
+    """
     # Everything that can be refused is refused before a shard is touched.
     if not pairs.names:
         raise Refused("there are no pairs to prepare")
@@ -87,7 +141,15 @@ def run(pairs: Pairs, out: Path, workers: int, on_bad: str, license: str | None)
     parts = [pairs.part(indices) for indices in _split(pairs.sizes)]
     jobs = [Job(out / f"shard-{number:05d}.arrayrecord", part, on_bad) for number, part in enumerate(parts)]
     _remove_surplus(out, jobs)
-    return _finish(out, _write_all(jobs, workers or _cores()), license or pairs.license)
+    stated = {"license": license or pairs.license, "edit_threshold": pairs.edit_threshold}
+    return _finish(out, _write_all(jobs, workers or cores()), stated, weights)
+
+
+def sound(pairs: Pairs, audit: Audit) -> Pairs:
+    """Returns the pairs of a data set that an audit does not weigh 0, and prints what it does not know."""
+    for warning in audit.check(pairs.names):
+        print(warning, file=sys.stderr)
+    return Chosen(pairs, [index for index, name in enumerate(pairs.names) if audit.keeps(name)])
 
 
 def _write_all(jobs: Sequence[Job], workers: int) -> list[dict[str, Any]]:
@@ -110,8 +172,8 @@ def _write_all(jobs: Sequence[Job], workers: int) -> list[dict[str, Any]]:
     return shards
 
 
-def _finish(out: Path, shards: list[dict[str, Any]], license: str | None) -> int:
-    """Writes the index, prints a summary, and returns the exit status."""
+def _finish(out: Path, shards: list[dict[str, Any]], stated: dict[str, Any], weights: dict[str, float] | None) -> int:
+    """Writes the index, with what is `stated` of all pairs, prints a summary, and returns the exit status."""
     # Entries get the number of their shard here, because a shard does not know its position in the list.
     examples = [
         astuple(Entry(name, height, width, side, number, first))
@@ -123,7 +185,12 @@ def _finish(out: Path, shards: list[dict[str, Any]], license: str | None) -> int
         raise BadInput(f"no pair could be read: {summarise(faults)}")
     # The digests let a host check a shard that it has copied from a bucket.
     kept = [{key: shard[key] for key in ("file", "bytes", "sha256")} for shard in shards]
-    index = {"format": FORMAT, "license": license, "cell": CELL, "shards": kept, "examples": examples}
+    index: dict[str, Any] = {"format": FORMAT, "cell": CELL, "shards": kept, "examples": examples} | stated
+    # Those of the pixels let a run notice which pairs have changed. An earlier version's shards state none.
+    if all("digests" in shard for shard in shards):
+        index["digests"] = [digest for shard in shards for digest in shard["digests"]]
+    if weights is not None:
+        index["weights"] = {name: weights[name] for name, *_ in examples if weights.get(name, 1.0) != 1.0}
     storage.write(out / INDEX, json.dumps(index))
     size, pixels = (sum(shard[key] for shard in shards) for key in ("bytes", "pixels"))
     density = 8 * size / max(1, pixels)
@@ -171,8 +238,9 @@ def _remove_surplus(out: Path, jobs: Sequence[Job]) -> None:
         path.with_suffix(".json").unlink(missing_ok=True)
 
 
-def _cores() -> int:
-    # The cores that this process may use, which a container or Slurm may have limited.
+def cores() -> int:
+    """Returns how many cores this process may use."""
+    # A container or Slurm may have limited it to some of the machine's.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -234,6 +302,7 @@ def _write_shard(job: Job, stamp: str) -> dict[str, Any]:
             "stamp": stamp,
             "pixels": pixels,
             "examples": examples,
+            "digests": [digest.hex()[:DIGITS] for digest in digests],
             "faults": faults,
         }
     # The description comes second: killed in between, the shard is found without one and written again.

@@ -23,7 +23,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from autoretouch_jax.data import ffhqr
-from autoretouch_jax.data.images import read_rgb
+from autoretouch_jax.data.audit_file import read_audit
+from autoretouch_jax.data.images import is_plain, read_rgb
 from autoretouch_jax.data.records import WRITER_OPTIONS
 from autoretouch_jax.data.tfds_source import LIST
 from autoretouch_jax.errors import BadInput, Refused
@@ -69,8 +70,10 @@ class RetouchPairs(tfds.core.GeneratorBasedBuilder):
         validation: float = 0.1,
         test: float = 0.1,
         license: str | None = None,
+        audit: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ):
+        self._audit = None if audit is None else Path(audit)
         self._source, self._target = (None if root is None else Path(root) for root in (source, target))
         self._shares, self._license = (validation, test), license
         self.written: dict[str, list[tuple[str, int, int]]] = {}  # for each split the pairs' names, heights and widths
@@ -85,7 +88,8 @@ class RetouchPairs(tfds.core.GeneratorBasedBuilder):
         return {split: files for split, files in self._splits(self._source, self._target).items() if files}
 
     def _splits(self, source: Path, target: Path) -> ffhqr.Splits:
-        return ffhqr.folder_splits(source, target, *self._shares)
+        audit = read_audit(self._audit, "--audit") if self._audit else None
+        return ffhqr.folder_splits(source, target, *self._shares, audit)
 
     def _info(self) -> tfds.core.DatasetInfo:
         image = partial(tfds.features.Image, shape=(None, None, 3), encoding_format="png")
@@ -172,11 +176,15 @@ def build(builder: RetouchPairs) -> int:
 
 
 def _rgb_png(file: ffhqr.File) -> tuple[bytes, tuple[int, int]]:
-    """Returns an RGB PNG, the file's own bytes if it is one, and its height and width. Raises BadInput, naming the file."""
+    """Returns an RGB PNG and its height and width. The bytes are the file's own if it is one, upright and in sRGB.
+
+    Raises BadInput, naming the file.
+    """
     # Decoded even where the bytes are kept, because a damaged file must not go into a data set.
     data = file.read()
     pixels = read_rgb(io.BytesIO(data), str(file))
-    if not (data.startswith(b"\x89PNG\r\n\x1a\n") and data[24:26] == b"\x08\x02"):  # bit depth 8, colour type RGB
+    is_rgb = data.startswith(b"\x89PNG\r\n\x1a\n") and data[24:26] == b"\x08\x02"  # bit depth 8, colour type RGB
+    if not (is_rgb and is_plain(io.BytesIO(data))):
         packed = io.BytesIO()
         Image.fromarray(pixels).save(packed, "PNG")
         data = packed.getvalue()

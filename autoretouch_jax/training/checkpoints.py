@@ -5,6 +5,7 @@ A killed save leaves a folder that Orbax ignores and cleans up. The previous che
 
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import re
@@ -132,6 +133,15 @@ class Checkpoints:
         if "ema_stats" in wanted.keys() - stored:  # an older version averaged the parameters alone
             state = dataclasses.replace(state, ema_stats=jax.tree.map(jax.numpy.array, state.generator.batch_stats))
         return state, clock
+
+
+def read_clock(folder: Any, step: int) -> dict[str, Any]:
+    """Returns the clock of a finished checkpoint, or {} where it cannot be read. `folder` is the run's checkpoints/."""
+    # Without Orbax, whose reading waits for the other processes, one of which may be refusing its data at this moment.
+    try:
+        return dict(json.loads((folder / str(step) / "clock" / "metadata").read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _fields(state: Any) -> dict[str, Any]:

@@ -15,12 +15,12 @@ from autoretouch_jax.config.loading import resolve
 from autoretouch_jax.config.resume import refuse_other_run, to_json
 from autoretouch_jax.config.validation import validate
 from autoretouch_jax.data import pipeline
-from autoretouch_jax.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BadInput
+from autoretouch_jax.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BadInput, Refused
 from autoretouch_jax.runtime import devices, processes, starts, storage
 from autoretouch_jax.runtime.stop import StopRequest
 from autoretouch_jax.runtime.watch import LONGEST_STEP, Watch
 from autoretouch_jax.training import guard, progress, publish, resuming
-from autoretouch_jax.training.checkpoints import Checkpoints, newest_checkpoint
+from autoretouch_jax.training.checkpoints import Checkpoints, newest_checkpoint, read_clock
 from autoretouch_jax.training.journal import Journal, read_rows
 from autoretouch_jax.training.log import DeviceClock, Window
 from autoretouch_jax.training.trainer import Trainer
@@ -53,7 +53,8 @@ def run(config: Config, workdir: Any, stop: StopRequest | None = None, until: in
         first = newest_checkpoint(workdir / "checkpoints")
         trainer, validation = Trainer(config, resumed=first > 0), Validation(config)
         if first and stored.is_file():
-            notes = resuming.check_data(workdir, trainer.source, moved)
+            clock, accept = read_clock(workdir / "checkpoints", first), config.data.on_change == "accept"
+            notes = resuming.check_data(workdir, trainer.source, trainer.manifest, clock, moved, accept)
             notes += filter(None, [resuming.rate_jump(trainer.config, stored, first)])
         # Every process checks its own inputs, and none may write before all checks have passed.
         processes.barrier("everything is checked", LONGEST_STEP)
@@ -61,7 +62,8 @@ def run(config: Config, workdir: Any, stop: StopRequest | None = None, until: in
             with storage.reachable(f"--workdir {workdir}"):
                 (workdir / "samples").mkdir(parents=True, exist_ok=True)
                 storage.write(stored, to_json(trainer.config))
-                resuming.write_data(workdir, trainer.source, trainer.start_license(workdir if first else None))
+                license = trainer.start_license(workdir if first else None)
+                resuming.write_data(workdir, trainer.source, trainer.manifest, license)
         processes.check_shared(workdir, config.parallel.timeout)
         steps = trainer.config.train.steps
         starts.note_start(workdir, first, config.parallel.timeout, min(until or steps, steps))
@@ -115,7 +117,7 @@ class Run:
                 asked = time.perf_counter()
                 try:
                     batch = trainer.put(next(batches), self.stop.exit_code is not None)
-                except BadInput as error:
+                except (BadInput, Refused) as error:
                     if processes.count() > 1:
                         raise  # the other processes are in the middle of a step that this one cannot make
                     ending = Ending(EXIT_FAILED, True, f"stopped at step {self.step}, checkpoint written: {error}")
@@ -287,7 +289,8 @@ class Run:
         # A run may go back to a periodic checkpoint, so that must be a good one, even if it is a stop that makes it.
         if self._not_finite(metrics) or (periodic and not guard.good(metrics)):
             return
-        clock = {"step": self.step, "images": self.step * self.trainer.config.train.batch, "seconds": self._seconds()}
+        images, data = self.step * self.trainer.config.train.batch, self.trainer.manifest.digest
+        clock = {"step": self.step, "images": images, "seconds": self._seconds(), "data": data}
         try:
             self.checkpoints.save(self.step, self.state, clock)
             self._publish()

@@ -12,7 +12,8 @@ from autoretouch_jax.config.resume import stored_values
 from autoretouch_jax.data.sources import Source
 from autoretouch_jax.errors import Refused
 from autoretouch_jax.runtime import storage
-from autoretouch_jax.training import optimizers
+from autoretouch_jax.training import manifest, optimizers
+from autoretouch_jax.training.manifest import Manifest, read_manifest
 
 JUMP = 1.5  # a rise of the learning rate by this factor is worth a message
 
@@ -31,29 +32,40 @@ def read_data(workdir: Any) -> dict[str, Any]:
         return {}
 
 
-def write_data(workdir: Any, source: Source, start_license: str | None) -> None:
-    """Writes `data.json`. `start_license` is that of the data on which the model to start from was trained."""
+def write_data(workdir: Any, source: Source, data: Manifest, start_license: str | None) -> None:
+    """Writes `manifest.json` and `data.json`.
+
+    `start_license` is that of the data on which the model to start from was trained.
+    """
+    storage.write(workdir / manifest.FILE, data.to_json())
     content = describe_data(source) | {"start_license": start_license}
     storage.write(workdir / "data.json", json.dumps(content, indent=2) + "\n")
 
 
-def check_data(workdir: Any, source: Source, moved: list[str]) -> list[str]:
-    """Returns messages about data that have changed since the last start. `moved` are the keys whose path has changed.
+def check_data(workdir: Any, source: Source, now: Manifest, clock: dict[str, Any], moved: list[str], accept: bool) -> list[str]:
+    """Compares the data with those of the last start, and of the checkpoint whose `clock` is given. Returns messages.
 
-    Raises Refused when the data have moved and are not the same: the run would go on with others.
+    `moved` are the keys whose path has changed. Raises Refused, naming what has changed, unless the change is to be accepted.
     """
-    before, now = read_data(workdir), describe_data(source)
-    same = {key: before.get(key) for key in ("examples", "names")} == {key: now[key] for key in ("examples", "names")}
-    keys = ", ".join(f"--{key.replace('_', '-')}" for key in moved)
-    if same or not before:
-        return [f"{keys}: at another path than before, with the same names"] if moved else []
-    counts = f"{before.get('examples')} examples there, {now['examples']} here"
-    if moved:
-        raise Refused(
-            f"{keys}: holds other data than the run in {workdir} was started with ({counts}, or other names); "
-            "give the same data, or choose another --workdir and --train.start-from"
-        )
-    return [f"the data have changed since the last start ({counts}, or other names): from here on this is another run"]
+    before, keys = read_manifest(workdir), ", ".join(f"--{key.replace('_', '-')}" for key in moved)
+    saved = str(clock.get("data", ""))
+    # A start that accepted other data may have ended before its first checkpoint; then both sets are the run's own.
+    if now.digest == saved or (before and now.digest == before.digest):
+        return [f"{keys}: at another path than before, with the same files"] if moved else []
+    if before:
+        changes = before.changes_to(now)
+    else:  # an earlier version knew the names alone
+        old, new = read_data(workdir), describe_data(source)
+        same = all(old.get(key) == new[key] for key in ("examples", "names"))
+        if not saved.startswith(f"{manifest.FORMAT}:") and (same or not old):
+            return [f"{keys}: at another path than before, with the same names"] if moved else []
+        changes = f"{old.get('examples')} examples there, {new['examples']} here, or other names, files or weights"
+    if accept:
+        return [f"the data have changed since the last start: {changes}. From here on this is another run"]
+    raise Refused(
+        f"{keys or '--data'}: other data than the run in {workdir} was started with: {changes}. Give the same data, go on with "
+        "the changed ones by --data.on-change accept, or choose another --workdir and --train.start-from"
+    )
 
 
 def rate_jump(config: Config, stored: Any, step: int) -> str | None:

@@ -17,6 +17,7 @@ from autoretouch_jax.models.folder import load_model
 from autoretouch_jax.runtime import devices, processes, storage
 from autoretouch_jax.training.checkpoints import read_discriminator
 from autoretouch_jax.training.compilation import compiled_step
+from autoretouch_jax.training.manifest import Manifest, take_manifest
 from autoretouch_jax.training.resuming import read_data
 from autoretouch_jax.training.state import State, check_start, init_state, make_networks, start_from
 
@@ -48,6 +49,11 @@ class Trainer:
     def face_size(self) -> float | None:
         """The usual size of the faces that the network sees in training, in pixels, or None: see `typical_face_size`."""
         return typical_face_size(self.source, self.config.data)
+
+    @functools.cached_property
+    def manifest(self) -> Manifest:
+        """The names and marks of all data, taken once for each start."""
+        return take_manifest(self.source, self.negatives)
 
     def start_license(self, workdir: Any) -> str | None:
         """The licence of the data that the model to start from was trained on, if any. A resumed run's `workdir` states it."""
