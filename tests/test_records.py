@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,12 +18,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from autoretouch_jax import cli
-from autoretouch_jax.data import crops, pipeline, prepare, records, tile_codec
+from autoretouch_jax.data import crops, pipeline, prepare, records, sources, tile_codec
 from autoretouch_jax.data.folders import PairSource
 from autoretouch_jax.data.opening import open_source
 from autoretouch_jax.data.records import RecordSource
+from autoretouch_jax.data.shards import Shards
 from autoretouch_jax.data.sources import whole
 from autoretouch_jax.errors import BadInput, Refused
+from autoretouch_jax.runtime import cache
 from autoretouch_jax.training import loop
 
 
@@ -234,6 +237,24 @@ def test_a_run_goes_on_without_a_damaged_example_and_says_so(pair_folders, tmp_p
         loop.run(strict, tmp_path / "run")
 
 
+def test_a_run_without_handles_stops_with_a_checkpoint(pair_folders, small_config, tmp_path, monkeypatch, capsys):
+    assert prepared(pair_folders, tmp_path / "r") == 0
+    real, left = Shards.read, iter(range(60))
+
+    def read(self, number, offsets):
+        in_pipeline = threading.current_thread() is not threading.main_thread()
+        if in_pipeline and next(left, None) is None:
+            raise cache.out_of_handles(self.root)
+        return real(self, number, offsets)
+
+    monkeypatch.setattr(Shards, "read", read)
+    config = edited(small_config, data={"root": None, "records": str(tmp_path / "r")}, train={"steps": 1000})
+    assert loop.run(config, tmp_path / "run") == 1
+    assert "checkpoint written: " in (said := capsys.readouterr().err)
+    assert "too many open files" in said
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
+
+
 def test_records_of_a_longer_list_are_removed(tmp_path, small_shards):
     pairs = save_pairs(tmp_path, [images("noise", seed, 96, 96) for seed in range(6)])
     assert prepared(pairs, tmp_path / "r", "--workers", "1") == 0
@@ -278,6 +299,35 @@ def test_every_edit_crop_holds_the_edit():
         assert top <= 8 < top + 32
         assert left <= 88 < left + 32
         assert weight < 1
+
+
+def test_a_limit_clips_the_weights_and_moves_no_crop():
+    edits = np.zeros((63, 94), np.uint8)
+    edits[30:33, 40:43] = 200  # one edited region on a large frame
+    drawn = {}
+    for limit in (0, 10, 1):
+        rng = np.random.default_rng(0)
+        drawn[limit] = [crops.draw(rng, 1000, 1500, edits, 64, 0.7, limit) for _ in range(2000)]
+    exact, bounded = (np.array([weight for *_, weight in drawn[limit]]) for limit in (0, 10))
+    for limit in (10, 1):
+        assert [place[:2] for place in drawn[limit]] == [place[:2] for place in drawn[0]]
+    assert {weight for *_, weight in drawn[1]} == {1.0}
+    np.testing.assert_allclose(bounded, np.clip(exact, 0.1, 10), rtol=1e-12)
+    # Without a limit, seven crops of ten have hardly any weight: the fault that the limit is for.
+    around = exact < 0.5
+    assert around.mean() == pytest.approx(0.7, abs=0.04)
+    assert exact[around].sum() / exact.sum() < 0.01
+    assert bounded[around].sum() / bounded.sum() == pytest.approx(0.07 / 1.07, abs=0.01)
+
+
+def test_the_limit_reaches_the_batch(module_pairs, small_config):
+    data = {"root": None, "source": str(module_pairs[0]), "target": str(module_pairs[1]), "edit_crops": 0.9}
+    weights = {}
+    for limit in (0.0, 1.05):
+        config = edited(small_config, data=data | {"edit_crops_limit": limit})
+        weights[limit] = next(pipeline.batches(open_source(config.data), config, 0))["weight"]
+    np.testing.assert_allclose(np.clip(weights[0.0], 1 / 1.05, 1.05), weights[1.05], rtol=1e-6)
+    assert (weights[0.0] != weights[1.05]).any()
 
 
 def test_without_edits_crops_fall_anywhere_with_weight_one():
@@ -331,6 +381,19 @@ def test_an_audits_weights_leave_out_and_down_weight_pairs(module_pairs, small_c
     (tmp_path / "audit.json").write_text(json.dumps({"pairs": {"other": {"weight": 1.0}}}))
     with pytest.raises(Refused, match=r"--data.audit .*knows none of the pairs"):
         open_source(edited(small_config, data=data).data)
+
+
+def test_with_an_audit_an_edit_map_is_still_computed_once(module_pairs, small_config, tmp_path, monkeypatch):
+    (tmp_path / "audit.json").write_text(json.dumps({"pairs": {"nested/face1": {"weight": 0.25}}}))
+    data = {"root": None, "source": str(module_pairs[0]), "target": str(module_pairs[1]), "audit": str(tmp_path / "audit.json")}
+    computed = []
+    monkeypatch.setattr(sources, "edit_map", lambda a, b: computed.append(1) or crops.edit_map(a, b))
+    source = open_source(edited(small_config, data=data).data)
+    for _ in range(3):
+        for example in source:
+            np.testing.assert_array_equal(example.edits(), crops.edit_map(*(whole(example)[n] for n in ("source", "target"))))
+    assert len(computed) == len(source) == 4
+    assert {example.name: example.weight for example in source}["nested/face1"] == 0.25
 
 
 def test_a_folder_without_records_says_what_to_do(tmp_path):

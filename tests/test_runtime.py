@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from autoretouch_jax.config import ParallelConfig
 from autoretouch_jax.errors import EXIT_FAILED, EXIT_REFUSED, EXIT_REQUEUE, BadInput, Refused
-from autoretouch_jax.runtime import devices, failures, processes, starts, storage, watch
+from autoretouch_jax.runtime import cache, devices, failures, processes, starts, storage, watch
 from autoretouch_jax.runtime.stop import StopRequest, requeue_on_sigterm
 from autoretouch_jax.runtime.tables import text_table
 
@@ -79,13 +79,13 @@ def test_an_object_is_copied_once_and_checked(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORETOUCH_CACHE", str(tmp_path / "cache"))
     (tmp_path / "object").write_bytes(b"content")
     digest = storage.sha256(tmp_path / "object")
-    copy = storage.cached(tmp_path / "object", digest)
-    assert copy.read_bytes() == b"content"
+    copy = cache.cached(tmp_path / "object", digest)
+    assert copy.path.read_bytes() == b"content"
     (tmp_path / "object").unlink()
-    assert storage.cached(tmp_path / "object", digest) == copy
+    assert cache.cached(tmp_path / "object", digest).path == copy.path
     (tmp_path / "other").write_bytes(b"damaged")
     with pytest.raises(BadInput, match="other: damaged"):
-        storage.cached(tmp_path / "other", "0" * 64)
+        cache.cached(tmp_path / "other", "0" * 64)
 
 
 def test_what_cannot_be_used_is_refused_and_a_bug_is_not_hidden():

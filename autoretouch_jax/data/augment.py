@@ -30,7 +30,8 @@ def augment(example: Example, config: DataConfig, rng: np.random.Generator) -> I
         (top, left), weight = _place(example, side, config.on_skin, rng), 1.0
     else:
         edits = example.edits() if config.edit_crops else np.zeros((1, 1), np.uint8)
-        top, left, weight = crops.draw(rng, example.height, example.width, edits, side, config.edit_crops)
+        share, limit = config.edit_crops, config.edit_crops_limit
+        top, left, weight = crops.draw(rng, example.height, example.width, edits, side, share, limit)
     crop = (config.crop, config.crop)
     pair = {
         name: image if side == config.crop else _resize(image, crop, Image.Resampling.LANCZOS)

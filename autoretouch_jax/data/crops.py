@@ -17,13 +17,16 @@ def edit_map(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def draw(
-    rng: np.random.Generator, height: int, width: int, edits: np.ndarray, side: int, share: float
+    rng: np.random.Generator, height: int, width: int, edits: np.ndarray, side: int, share: float, limit: float = 0.0
 ) -> tuple[int, int, float]:
     """Returns top and left of a square crop, and its weight.
 
     A share of the crops is placed around an edited cell, the rest anywhere. The weight is the density of the position under
     uniform drawing, divided by the density with which it was drawn (importance sampling). So weighted means over crops have the
     same expectation as means over crops drawn anywhere.
+
+    A `limit` above 0 clips the weight to [1 / limit, limit]. Where that raises a weight w, the crop counts
+    1 / (limit · w) times as much as among crops drawn anywhere: weighted means are biased towards edits.
     """
     places = (height - side + 1, width - side + 1)
     chances = np.sqrt(edits, dtype=np.float64)  # the root, so that small spots are drawn too
@@ -47,7 +50,8 @@ def draw(
     columns = (centre_x >= left) & (centre_x < left + side)
     inside = chances[np.ix_(rows, columns)]
     density = ((inside / (high_y - low_y)[rows][:, None]) / (high_x - low_x)[columns]).sum()
-    return top, left, 1.0 / (1 - share + share * float(density) * places[0] * places[1])
+    weight = 1.0 / (1 - share + share * float(density) * places[0] * places[1])
+    return top, left, min(max(weight, 1 / limit), limit) if limit else weight
 
 
 def _reach(cells: int, size: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -6,26 +6,23 @@ ArrayRecord checks a hash of every record it reads. An image is padded on the ri
 """
 
 import json
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordWriter
 
-from autoretouch_jax.config.paths import is_remote
 from autoretouch_jax.data import tile_codec
 from autoretouch_jax.data.crops import CELL, Box, edit_map
+from autoretouch_jax.data.shards import Shards
 from autoretouch_jax.errors import BadInput, Refused
-from autoretouch_jax.runtime import storage
 
 # Increased whenever an older version could misread the new records.
 FORMAT = 1
 INDEX = "index.json"
 WRITER_OPTIONS = "group_size:1,uncompressed"  # records are read one by one, and the codec has packed them already
-READER_OPTIONS = "readahead_buffer_size:0"  # reads are random, so the records that follow are seldom needed
 
 
 @dataclass(frozen=True)
@@ -127,18 +124,24 @@ class RecordSource:
         self.root = root
         index = read_index(root)
         self.license: str | None = index["license"]
+        # Earlier versions took any difference for an edit.
+        self.edit_threshold: float | None = index.get("edit_threshold", 0.0)
         self.shards: list[str] = [shard["file"] for shard in index["shards"]]
-        self._digests: list[str] = [shard.get("sha256", "") for shard in index["shards"]]
         self.entries = [Entry(*fields) for fields in index["examples"]]
         self.names = [entry.name for entry in self.entries]
+        self.sizes = [(entry.height, entry.width) for entry in self.entries]
+        self.weights: dict[str, float] | None = index.get("weights")  # those of the audit that they were prepared with
+        # Digests of the pairs' pixels; in an earlier version's records, those of their shards.
+        shards = [shard.get("sha256", "") for shard in index["shards"]]
+        self._marks: list[str] = index.get("digests") or [f"{shards[entry.shard]}:{entry.first}" for entry in self.entries]
         # An index may be copied without its shards.
-        missing = [name for name in self.shards if not (root / name).is_file()]
+        present = {path.name for path in root.iterdir()}  # one listing: in a bucket, each question takes a request
+        missing = [name for name in self.shards if name not in present]
         if missing:
             raise Refused(f"{root}: {missing[0]} is missing; copy it again, or run `autoretouch data prepare` again")
         smallest = min(self.entries, key=lambda entry: min(entry.height, entry.width))
         self.smallest = root / smallest.name, smallest.width, smallest.height
-        self._readers: dict[int, ArrayRecordReader] = {}
-        self._lock = threading.Lock()  # the pipeline's threads open shards at the same time
+        self._shards = Shards(root, index["shards"])
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -146,19 +149,15 @@ class RecordSource:
     def __getitem__(self, index: int) -> RecordPair:
         return RecordPair(self, self.entries[index])
 
+    def marks(self) -> list[str]:
+        """Returns a text for each pair that changes with its pixels."""
+        return self._marks
+
     def read(self, entry: Entry, offsets: Sequence[int]) -> list[bytes]:
         """Returns the records of an example at `offsets`. Raises BadInput, naming example and shard, when they are damaged."""
         try:
-            # Only opening is locked. ArrayRecord's readers serve several threads.
-            with self._lock:
-                reader = self._readers.get(entry.shard)
-                if reader is None:
-                    path = self.root / self.shards[entry.shard]
-                    if is_remote(path):  # the reader cannot open it, and for s3:// it does not say so
-                        path = storage.cached(path, self._digests[entry.shard])
-                    reader = self._readers[entry.shard] = ArrayRecordReader(str(path), READER_OPTIONS)
-            return reader.read([entry.first + offset for offset in offsets])
-        except (RuntimeError, ValueError, IndexError, OSError) as error:
+            return self._shards.read(entry.shard, [entry.first + offset for offset in offsets])
+        except (RuntimeError, ValueError, IndexError) as error:
             raise BadInput(self.damaged(entry, error)) from error
 
     def damaged(self, entry: Entry, why: Any) -> str:

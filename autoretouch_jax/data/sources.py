@@ -1,4 +1,4 @@
-"""The protocols of a source and of its examples, and an example whose images are in memory.
+"""The protocols of a source and of its examples, an example whose images are in memory, and one with another weight.
 
 `source[i]` is one example: its `name`, `height`, `width`, `weight`, a map of where its edit is, and `cut(box)`, which returns
 `{"source", "target"}`, uint8 `[h, w, 3]` each. Clean faces have only `target`, and `regions` where a face is found
@@ -49,6 +49,7 @@ class Source(Protocol):
 
     names: list[str]
     smallest: tuple[Path, int, int]  # the example with the shortest side, its width and height
+    sizes: list[tuple[int, int]]  # height and width of each example
     license: str | None  # the data's, if it is stated
 
     def __len__(self) -> int: ...
@@ -88,6 +89,37 @@ class Decoded:
         top, left, height, width = box
         # These are views: a caller that changes pixels must copy them first.
         return {name: image[top : top + height, left : left + width] for name, image in self.images.items()}
+
+
+@dataclass(frozen=True)
+class Reweighted:
+    """An example with another weight. Its edit map stays the wrapped example's, which may have computed it already."""
+
+    example: Example
+    weight: float
+
+    @property
+    def name(self) -> str:
+        """The example's name."""
+        return self.example.name
+
+    @property
+    def height(self) -> int:
+        """The height in pixels."""
+        return self.example.height
+
+    @property
+    def width(self) -> int:
+        """The width in pixels."""
+        return self.example.width
+
+    def edits(self) -> np.ndarray:
+        """See `Example.edits`."""
+        return self.example.edits()
+
+    def cut(self, box: Box) -> Images:
+        """See `Example.cut`."""
+        return self.example.cut(box)
 
 
 def whole(example: Example) -> Images:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autoretouch_jax.config.paths import is_remote
-from autoretouch_jax.errors import BadInput, Refused, first_line
+from autoretouch_jax.errors import Refused, first_line
 
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
 # Top-level modules whose exceptions mean that a store cannot be used: no access, no bucket, no network.
@@ -80,6 +80,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def from_store(error: BaseException) -> bool:
+    """Whether an object store's library raised this exception."""
+    return type(error).__module__.split(".")[0] in STORE_MODULES
+
+
 @contextlib.contextmanager
 def reachable(what: str) -> Iterator[None]:
     """Raises Refused, with a message that begins with `what`, when a disk or an object store cannot be used."""
@@ -88,8 +93,7 @@ def reachable(what: str) -> Iterator[None]:
     except Refused:
         raise
     except Exception as error:
-        from_store = type(error).__module__.split(".")[0] in STORE_MODULES
-        if not from_store and not isinstance(error, OSError | ValueError):
+        if not from_store(error) and not isinstance(error, OSError | ValueError):
             raise
         reason = first_line(error)
         raise Refused(f"{what}: cannot be used ({reason}); check the path, the bucket and the credentials") from error
@@ -108,21 +112,3 @@ def cache_folder() -> Path:
     """`$AUTORETOUCH_CACHE`, or `autoretouch` in the user's cache directory."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("AUTORETOUCH_CACHE") or Path(base) / "autoretouch")
-
-
-def cached(path: Any, digest: str) -> Path:
-    """Copies an object to this machine's disk when it is first needed, and returns the copy.
-
-    Raises BadInput when its SHA-256 is not `digest`.
-    """
-    copy = cache_folder() / "objects" / digest
-    if copy.is_file():
-        return copy
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(copy) as part:
-        with part.open("wb") as out, path.open("rb") as source:
-            while block := source.read(BLOCK):
-                out.write(block)
-        if sha256(part) != digest:
-            raise BadInput(f"{path}: damaged, its SHA-256 is not the one in the index; copy it to the bucket again")
-    return copy
