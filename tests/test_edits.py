@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageFilter
+from PIL import ExifTags, Image, ImageCms, ImageFilter
 from test_images import p3_profile
 
 from autoretouch_jax.config import Config, DataConfig
 from autoretouch_jax.config.validation import validate
 from autoretouch_jax.data import edits
 from autoretouch_jax.data.folders import PairSource
+from autoretouch_jax.data.images import as_stored
 from autoretouch_jax.data.sources import whole
 from autoretouch_jax.errors import Refused
 
@@ -122,6 +123,17 @@ def test_a_given_threshold_decides(tmp_path: Path) -> None:
     shares = [np.mean((np.not_equal(*edits.read_pair(source, target, level))).any(-1)) for level in (0.5, 2.0, 8.0)]
     assert shares[0] > shares[1] > shares[2]
     assert shares[2] < true.mean()
+
+
+def test_a_turned_jpeg_is_saved_again_as_it_is_stored(tmp_path: Path) -> None:
+    before = skin(8)[:, : SIDE - 28]  # sides that are no multiples of 8, so that the squares lie elsewhere
+    after = retouched(skin(8), 8)[:, : SIDE - 28]
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    target = tmp_path / "t.jpg"
+    Image.fromarray(as_stored(after, 6)).save(target, quality=95, exif=exif)
+    mask = np.not_equal(*edits.read_pair(save(tmp_path / "s.png", before), target)).any(-1)
+    assert min(rates(mask, (before != after).any(-1))) > 0.85
 
 
 def test_untouched_jpegs_have_no_edit(tmp_path: Path) -> None:

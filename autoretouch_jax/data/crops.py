@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from autoretouch_jax.data.edits import edit_mask
+
 CELL = 16  # side of the squares, in pixels, in which edits are counted
 
 Box = tuple[int, int, int, int]  # top, left, height, width
@@ -9,7 +11,7 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 
 def edit_map(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """`uint8[h, w, 3]` twice → `uint8[⌈h / 16⌉, ⌈w / 16⌉]`: the share of edited pixels of each cell, in 1/255, rounded up."""
-    changed = (source != target).any(-1)
+    changed = edit_mask(source, target)
     height, width = changed.shape
     changed = np.pad(changed, ((0, -height % CELL), (0, -width % CELL)))
     counts = changed.reshape(changed.shape[0] // CELL, CELL, -1, CELL).sum((1, 3))

@@ -18,7 +18,7 @@ from PIL import Image, JpegImagePlugin
 from scipy.ndimage import gaussian_filter, median_filter, uniform_filter
 
 from autoretouch_jax.data.colour import is_srgb
-from autoretouch_jax.data.images import read_rgb
+from autoretouch_jax.data.images import as_stored, orientation_of, read_rgb, upright
 
 VERSION = 1  # of the measurement; records that were made with another one are written again
 
@@ -40,11 +40,12 @@ COLOUR_WEIGHT = 0.25
 
 @dataclass(frozen=True)
 class Codec:
-    """How a file was saved with losses. `tables` and `sampling` are a JPEG's; they are empty for other formats."""
+    """How a file was saved with losses. All but `format` are a JPEG's."""
 
     format: str
     tables: tuple[tuple[int, ...], ...] = ()
     sampling: int = 0
+    orientation: int = 1  # a camera held upright stores its squares of 8 pixels turned
 
     @property
     def threshold(self) -> float:
@@ -60,7 +61,7 @@ def codec_of(path: Path | BinaryIO) -> Codec | None:
     with Image.open(path) as image:
         if isinstance(image, JpegImagePlugin.JpegImageFile):  # MPO, a camera's JPEG with a preview, is one too
             tables = tuple(tuple(image.quantization[key]) for key in sorted(image.quantization))
-            return Codec("JPEG", tables, JpegImagePlugin.get_sampling(image))
+            return Codec("JPEG", tables, JpegImagePlugin.get_sampling(image), orientation_of(image))
         if image.format == "WEBP" and not _is_lossless_webp(path):
             return Codec("WEBP")
         return Codec("AVIF") if image.format in ("AVIF", "HEIF") else None
@@ -178,8 +179,9 @@ def saved_again(image: np.ndarray, codec: Codec) -> np.ndarray:
     """Returns an image as it comes back after saving it as that JPEG was saved."""
     packed = io.BytesIO()
     tables = [list(table) for table in codec.tables]
-    Image.fromarray(image).save(packed, "JPEG", qtables=tables, subsampling=max(0, codec.sampling))
-    return np.asarray(Image.open(packed).convert("RGB"))
+    stored = Image.fromarray(as_stored(image, codec.orientation))
+    stored.save(packed, "JPEG", qtables=tables, subsampling=max(0, codec.sampling))
+    return upright(np.asarray(Image.open(packed).convert("RGB")), codec.orientation)
 
 
 def _denoised(difference: np.ndarray, where: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from autoretouch_jax.config.paths import absolute
 from autoretouch_jax.config.schema import Faces
+from autoretouch_jax.data.edits import edit_mask
 from autoretouch_jax.data.face_parts import find_living_faces, parts
 from autoretouch_jax.data.sources import Images, Source, whole
 from autoretouch_jax.errors import EXIT_DONE, EXIT_FAILED, BadInput, Refused, summarise
@@ -136,7 +137,7 @@ def _measure_pair(
 ) -> dict[str, Any]:
     """Returns the values of one pair: of doing nothing, and of every model."""
     source, target = pair["source"], pair["target"]
-    edited = metrics.edit_mask(source, target)
+    edited = edit_mask(source, target)
     face_parts = parts(source, find_living_faces(source))
 
     def values(output: np.ndarray, ungated: np.ndarray) -> metrics.Row:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from skimage.metrics import structural_similarity
 
+from autoretouch_jax.data.edits import edit_mask
 from autoretouch_jax.data.face_parts import PARTS
 
 SSIM_WINDOW = 11  # Wang et al. 2004: a Gaussian of sigma 1.5, 11 pixels wide
@@ -44,11 +45,6 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float | None:
         return None
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     return float(structural_similarity(a, b, channel_axis=2, data_range=255, **options))
-
-
-def edit_mask(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """`bool[H, W]`: where the retoucher changed something."""
-    return (source != target).any(-1)
 
 
 def count(source: np.ndarray, target: np.ndarray, output: np.ndarray, ungated: np.ndarray | None = None) -> Sums:
