@@ -147,6 +147,6 @@ def test_training_builders_and_tar_files_use_it(renamed_folders, face_folder, tm
 def test_the_audit_uses_it(renamed_folders, tmp_path, capsys):
     source, target = map(str, renamed_folders)
     out = tmp_path / "audit.json"
-    cli.main(["data", "audit", source, target, "--json", str(out), "--labels", "False"])
+    cli.main(["data", "audit", source, target, "--json", str(out), "--labels", "False", "--html", str(tmp_path / "a.html")])
     assert "unpaired" not in capsys.readouterr().out
     assert out.read_text().count('"nested/face') >= 4

@@ -3,20 +3,26 @@
 A small network learns from many pairs at once where an edit belongs: in sources, where the target differs, and in targets,
 nowhere. A spot that it would still edit in a *target* is one that the retouchers of other pairs remove. The network is too
 small to memorise the spots that a single pair left, and because it sees many faces it learns which marks belong to a face.
+
+Pairs are read at a reduced scale (`reading.py`), so that spots are about as large in all of them, and a 24 MP pair takes no
+longer than one of 2 MP.
 """
 
+import base64
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.serialization import msgpack_restore, msgpack_serialize
 from optax.contrib import MuonDimensionNumbers, muon
 from skimage.measure import label, regionprops
 from tqdm import tqdm
 
+from autoretouch_jax.audit.reading import ahead
 from autoretouch_jax.models.layers import space_to_depth
 from autoretouch_jax.models.pixels import to_float
 
@@ -35,6 +41,16 @@ PRIOR = 0.5  # spots added to the count, so that a single one says little
 INCONSISTENT = 0.3  # share of left spots from which a pair is flagged; benchmarks/README.md says how it was chosen
 
 Pair = tuple[np.ndarray, np.ndarray]  # source and target, uint8[h, w, 3]
+Read = Callable[[str], tuple[Pair, float] | None]  # a pair and how many times it was reduced, or None if it is unreadable
+
+
+class Known(Protocol):
+    """Results of an audit that was stopped, JSON values by key. Assigning adds one."""
+
+    def get(self, key: str) -> Any:
+        """Returns the result, or None."""
+
+    def __setitem__(self, key: str, value: Any) -> None: ...
 
 
 class Spot(NamedTuple):
@@ -62,8 +78,10 @@ class SpotDetector(nn.Module):
     def __call__(self, image: jax.Array) -> jax.Array:
         """See the class."""
         surroundings = jnp.pad(image, ((0, 0), (7, 7), (7, 7), (0, 0)), mode="edge")
+        # By rows, then by columns: XLA's windows of 15 × 15 take longer on a CPU than all convolutions together.
+        surroundings = nn.avg_pool(nn.avg_pool(surroundings, (15, 1), padding="VALID"), (1, 15), padding="VALID")
         # The difference from the surroundings, because a spot is a contrast, whatever the complexion.
-        contrast = 4 * (image - nn.avg_pool(surroundings, (15, 15), padding="VALID"))
+        contrast = 4 * (image - surroundings)
         x = space_to_depth(contrast)
         for dilation in (1, 1, 2, 4):
             x = nn.relu(nn.Conv(WIDTH, (3, 3), kernel_dilation=dilation)(x))
@@ -71,21 +89,44 @@ class SpotDetector(nn.Module):
         return nn.Conv(1, (1, 1), bias_init=nn.initializers.constant(-3.0))(x)[..., 0]
 
 
-def find(names: Sequence[str], read: Callable[[str], Pair]) -> dict[str, Finding]:
+def find(names: Sequence[str], read: Read, params: Known, spots: Known) -> dict[str, Finding]:
     """Returns, for each pair, the share of its spots that were left, and where they are. It is empty for too few pairs.
 
-    `read(name)` returns a pair's source and target.
+    Pairs that cannot be read are left out. `params` and `spots` hold what an earlier, stopped search has learned and seen.
     """
     if len(names) < FEWEST_PAIRS:
         return {}
-    learned = [names[i] for i in np.random.default_rng(0).permutation(len(names))[:MOST_LEARNED]]
-    params = _learn(learned, read)
-    spots: dict[str, tuple[list[Spot], list[Spot]]] = {}
-    for name in tqdm(names, desc="looking for spots that were left", unit="pair", disable=None):
-        spots[name] = _removed_and_left(params, *read(name))
+    seen = {name: spots.get(name) for name in names}
+    rest = [name for name in names if seen[name] is None]
+    if rest:
+        learned = _remembered(params, lambda: _learn(learned_from(names), read))
+    progress = {"total": len(names), "initial": len(names) - len(rest), "desc": "looking for spots that were left"}
+    # Several pairs at a time: XLA uses one core for images of this size.
+    looked_at = ahead(rest, lambda name: None if (example := read(name)) is None else _removed_and_left(learned, *example))
+    with tqdm(**progress, unit="pair", dynamic_ncols=True, disable=None) as bar:
+        for name, sides in looked_at:
+            if sides is not None:
+                seen[name] = spots[name] = sides
+            bar.update()
+    # From JSON, spots are lists.
+    both = {name: [list(map(Spot._make, side)) for side in sides] for name, sides in seen.items() if sides is not None}
     # Skin has marks that nobody removes. The count of the median pair is subtracted from that of every pair.
-    usual = float(np.median([_count(left) for _, left in spots.values()]))
-    return {name: _finding(removed, left, usual) for name, (removed, left) in spots.items()}
+    usual = float(np.median([_count(left) for _, left in both.values()])) if both else 0.0
+    return {name: _finding(removed, left, usual) for name, (removed, left) in both.items()}
+
+
+def learned_from(names: Sequence[str]) -> list[str]:
+    """Returns the pairs that the network learns from, chosen at random, and always the same ones of the same names."""
+    return [names[i] for i in np.random.default_rng(0).permutation(len(names))[:MOST_LEARNED]]
+
+
+def _remembered(params: Known, learn: Callable[[], Any]) -> Any:
+    """Returns the parameters that an earlier search has learned, or else those of this one."""
+    if (data := params.get("params")) is not None:
+        return msgpack_restore(base64.b64decode(data))
+    learned = jax.device_get(learn())
+    params["params"] = base64.b64encode(msgpack_serialize(learned)).decode()
+    return learned
 
 
 def _count(spots: Sequence[Spot]) -> float:
@@ -107,12 +148,15 @@ def _finding(removed: Sequence[Spot], left: Sequence[Spot], usual: float) -> Fin
 # ---- learning what is usually removed ---------------------------------------------------------------------------------------
 
 
-def _crops(names: Sequence[str], read: Callable[[str], Pair]) -> tuple[np.ndarray, np.ndarray]:
+def _crops(names: Sequence[str], read: Read) -> tuple[np.ndarray, np.ndarray]:
     """Returns crops of sources and targets, `uint8[N, 96, 96, 3]`, and where to edit them, `bool[N, 48, 48]`."""
     rng = np.random.default_rng(1)
     images, masks = [], []
-    for name in names:
-        source, target = (_pad_to(image, CROP) for image in read(name))
+    reading = tqdm(ahead(names, read), "reading pairs to learn from", len(names), unit="pair", disable=None)
+    for _, example in reading:
+        if example is None:
+            continue
+        source, target = (_pad_to(image, CROP) for image in example[0])
         edit = _edit(source, target)
         edited = np.flatnonzero(edit)
         height, width = edit.shape
@@ -144,7 +188,7 @@ def _optimizer() -> optax.GradientTransformation:
     )
 
 
-def _learn(names: Sequence[str], read: Callable[[str], Pair]) -> Any:
+def _learn(names: Sequence[str], read: Read) -> Any:
     """Trains the detector on these pairs and returns its parameters. The same pairs give the same parameters."""
     images, masks = _crops(names, read)
     rng = np.random.default_rng(0)
@@ -175,13 +219,24 @@ def _learn(names: Sequence[str], read: Callable[[str], Pair]) -> Any:
 # ---- looking at one pair ----------------------------------------------------------------------------------------------------
 
 
-def _removed_and_left(params: Any, source: np.ndarray, target: np.ndarray) -> tuple[list[Spot], list[Spot]]:
-    """Returns the spots of the source that were removed, and the spots of the target, which were left."""
-    edit = _edit(source, target)
-    before, after = (_detect(params, image) for image in (source, target))
+def _removed_and_left(params: Any, pair: Pair, reduced: float) -> tuple[list[Spot], list[Spot]]:
+    """Returns the spots of the source that were removed, and the spots of the target, which were left, in the file's pixels."""
+    edit = _edit(*pair)
+    before, after = (_detect(params, image) for image in pair)
     removed = [spot for spot in before if edit[_box(spot, edit.shape)].any()]
     # A spot of the target where something was edited is a poor retouch, not one that was left out.
-    return removed, [spot for spot in after if not edit[_box(spot, edit.shape)].any()]
+    left = [spot for spot in after if not edit[_box(spot, edit.shape)].any()]
+    return _enlarged(removed, reduced), _enlarged(left, reduced)
+
+
+def _enlarged(spots: Sequence[Spot], factor: float) -> list[Spot]:
+    """Returns spots of a reduced image in the pixels of the file, rounded: the journal holds a hundred thousand."""
+    enlarged = []
+    for row, column, radius, probability in spots:
+        # The centre of the first pixel is 0.
+        row, column = (round(factor * (value + 0.5) - 0.5, 1) for value in (row, column))
+        enlarged.append(Spot(row, column, round(factor * radius, 1), round(probability, 4)))
+    return enlarged
 
 
 def _box(spot: Spot, shape: tuple[int, ...]) -> tuple[slice, slice]:
