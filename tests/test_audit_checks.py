@@ -184,3 +184,13 @@ def test_what_shows_nothing_to_align_is_not_called_a_stranger():
         placement = geometry.place(image, image[::-1])
         assert placement.match == 1
         assert not placement.is_rotated
+
+
+def test_what_saving_changed_is_no_edit(tmp_path):
+    saved_again = checked(SOURCE, SOURCE, tmp_path, quality=95)
+    assert faults(saved_again) == ["no_edit"]
+    retouched = checked(SOURCE, TARGET, tmp_path, quality=95)
+    assert not faults(retouched)
+    # The share of the lossless pair, and not that of all pixels that saving has moved.
+    true = float((SOURCE != TARGET).any(-1).mean())
+    assert 0.6 * true < retouched.measures["edited_share"] < 1.2 * true

@@ -199,3 +199,10 @@ def test_a_pair_in_two_profiles_is_not_edited_everywhere(tmp_path: Path) -> None
     assert mask[:40].mean() < 0.01  # the border was not edited
     visible = np.abs(source.astype(int) - after).max(-1) >= 5
     assert rates(mask, visible)[1] > 0.9
+
+
+def test_bands_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target, _ = saved_pair("camera", tmp_path, 9)
+    whole_frame = edits.read_pair(source, target)[1]
+    monkeypatch.setattr(edits, "BAND", 37)
+    np.testing.assert_array_equal(edits.read_pair(source, target)[1], whole_frame)

@@ -13,7 +13,7 @@ from skimage.registration import phase_cross_correlation
 from autoretouch_jax.audit import alterations, codecs, direction
 from autoretouch_jax.audit.detail import mosaic
 from autoretouch_jax.audit.geometry import LUMA, STRANGER, Placement, place
-from autoretouch_jax.data.edits import Codec, codec_of
+from autoretouch_jax.data.edits import Codec, codec_of, codecs_of, edit_mask
 from autoretouch_jax.data.images import read_header, read_rgb
 from autoretouch_jax.errors import BadInput
 
@@ -107,7 +107,7 @@ def check_pair(name: str, source: Path, target: Path) -> CheckedPair:
         pair.measures |= {"edited_share": 0.0, "visible_share": 0.0}
         pair.flag("no_edit", "the target is the source: nothing was retouched", WARNING)
     elif _lies_on_source(pair, a, b):
-        _check_pixels(pair, a, b, codec_of(target))
+        _check_pixels(pair, a, b, edit_mask(a, b, None, codecs_of(source, target)), codec_of(target))
         # Sharpening and noise make spots stand out, too.
         if not {reason.code for reason in pair.reasons} & {"channels", "blurred", "resampled", "sharpened", "noisy"}:
             _check_direction(pair, a, b)
@@ -257,10 +257,16 @@ def _ramp(side: int, shift: np.ndarray) -> np.ndarray:
 # ---- what was done to it ----------------------------------------------------------------------------------------------------
 
 
-def _check_pixels(pair: CheckedPair, source: np.ndarray, target: np.ndarray, codec: Codec | None) -> None:
+def _check_pixels(pair: CheckedPair, source: np.ndarray, target: np.ndarray, edit: np.ndarray, codec: Codec | None) -> None:
     """Flags what was done to the whole target: one fault, the first that explains the difference."""
     largest = np.abs(target.astype(np.int16) - source).max(-1)
-    pair.measures |= {"edited_share": float((largest > 0).mean()), "visible_share": float((largest >= VISIBLE).mean())}
+    visible = float((edit & (largest >= VISIBLE)).mean())
+    pair.measures |= {"edited_share": float(edit.mean()), "visible_share": visible}
+    if not edit.any():
+        pair.flag(
+            "no_edit", "the target differs from the source only by what saving it changed: nothing was retouched", WARNING
+        )
+        return
     if codec:
         _check_codec(pair, source, target, codec)
     if _is_altered(pair, source, target, codec) or any(reason.code == "lossy_target" for reason in pair.reasons):

@@ -36,6 +36,7 @@ SURROUNDINGS = 8.0  # pixels; over how far the local change by saving is average
 # ITU-R BT.601, JPEG's own colours. Colour counts less than brightness, because JPEG keeps it at half resolution.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 COLOUR_WEIGHT = 0.25
+BAND, REACH = 512, 8  # rows that are filtered at a time; pixels over which the filters reach, four times their sigma
 
 
 @dataclass(frozen=True)
@@ -190,16 +191,24 @@ def _denoised(difference: np.ndarray, where: np.ndarray) -> np.ndarray:
     rows, columns = np.flatnonzero(where.any(1)), np.flatnonzero(where.any(0))
     if not len(rows):
         return out
-    # Most retouches touch a part of the frame. The filters run over that part.
-    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    part = difference[box] * where[box][..., None]
-    luma = part @ LUMA
-    blue, red = 0.564 * (part[..., 2] - luma), 0.713 * (part[..., 0] - luma)
+    # Most retouches touch a part of the frame. Bands of it keep the memory small: a pair of 24 MP would take 1 GB more.
+    across = slice(max(0, columns[0] - REACH), columns[-1] + 1 + REACH)
+    for top in range(rows[0], rows[-1] + 1, BAND):
+        start = max(0, top - REACH)
+        band = np.s_[start : top + BAND + REACH, across]
+        sizes = _sizes(difference[band] * where[band][..., None])
+        out[top : top + BAND, across] = sizes[top - start : top - start + BAND]
+    return out
+
+
+def _sizes(difference: np.ndarray) -> np.ndarray:
+    luma = difference @ LUMA
+    blue, red = 0.564 * (difference[..., 2] - luma), 0.713 * (difference[..., 0] - luma)
     # The median keeps the edges of pasted patches, which a Gaussian alone would widen.
     luma = gaussian_filter(median_filter(luma, 3), 0.6)
     colour = np.square(gaussian_filter(blue, 1.5)) + np.square(gaussian_filter(red, 1.5))
-    out[box] = np.sqrt(3 * np.square(luma) + COLOUR_WEIGHT * colour)
-    return out
+    sizes: np.ndarray = np.sqrt(3 * np.square(luma) + COLOUR_WEIGHT * colour)
+    return sizes
 
 
 def _without_specks(mask: np.ndarray) -> np.ndarray:
