@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import edited
+from safetensors.numpy import load_file
 from test_resume import assert_same_run, final_state
 
 from autoretouch_jax.config import GuardConfig
@@ -220,8 +221,10 @@ def test_a_checkpoint_without_a_guard_goes_on_with_one_and_back(small_config, tm
     assert loop.run(edited(config, train={"steps": 5}), tmp_path / "run") == 0
     assert loop.run(without, tmp_path / "run") == 0
     assert loop.run(without, tmp_path / "other") == 0
-    a, b = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("run", "other"))
-    assert a == b, "the guard changes no number of a sound run"
+    a, b = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "other"))
+    # Not bitwise: with and without the guard are two programs, and on some processors XLA rounds them differently.
+    for key in a:
+        np.testing.assert_allclose(a[key], b[key], rtol=0, atol=1e-6, err_msg="the guard changes no number of a sound run")
 
 
 def test_the_guard_costs_almost_nothing(guarded):
