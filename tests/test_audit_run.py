@@ -10,6 +10,7 @@ import sys
 import tarfile
 import threading
 import time
+import weakref
 import zlib
 from pathlib import Path
 
@@ -504,3 +505,21 @@ def test_exchanged_folders_are_named_once():
     few = of_codes("swapped", "size", "size").content()
     assert "is swapped" in result.summary(few)
     assert few["remarks"] == []
+
+
+def test_learning_keeps_crops_and_no_photographs():
+    """A crop that is a view keeps its whole photograph in memory: 3 GB for 300 pairs."""
+    photographs: list[weakref.ref] = []
+    alive = []
+
+    def read(name):
+        alive.append(sum(photograph() is not None for photograph in photographs))
+        source = np.random.default_rng(int(name)).integers(0, 255, (128, 128, 3), np.uint8)
+        target = source.copy()
+        target[40:50, 40:50] = 0
+        photographs.extend(weakref.ref(image) for image in (source, target))
+        return (source, target), 1.0
+
+    images, _ = labels._crops([str(number) for number in range(30)], read)
+    assert len(images) == 30 * 2 * labels.CROPS_PER_PAIR
+    assert max(alive) <= 2 * (reading.AHEAD + reading.THREADS + 2)

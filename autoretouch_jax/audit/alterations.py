@@ -18,10 +18,7 @@ FEWEST = 6  # squares with detail that a judgement needs
 # The limits lie between what was measured on clean and altered pairs of 52 portraits (512² to 1024²). Clean pairs, with half
 # the face or all skin smoothed among them: the gain of the middle band that a tenth of the squares exceeds is 0.98 or more.
 BLURRED = 0.85  # a Gaussian blur by 0.7 pixels: 0.69, by 1 pixel: 0.46; export at half size: 0.81 or less
-SHARPENED = (
-    1.08,
-    1.15,
-)  # middle and high gain of the median square; unsharp masks from 50 %: 1.13 and 1.28; clean: 1.02 and 1.04
+SHARPENED = (1.08, 1.15)  # middle and high gain of the median square; unsharp masks from 50 %: 1.13, 1.28; clean: 1.02, 1.04
 FINEST = 0.3  # the same of the high band, for exports at half size of soft photographs: 0.15; saved at quality 50: 0.38
 STEEP = 3.0  # decline of the logarithm of the median gain from middle to high; Gaussian: 2.4, half size: 3.5 to 8
 STEEP_BELOW, STEEP_RATIO = 0.2, 5.5  # the same from low to middle, for a middle gain near 0; Gaussian: 4.4, quarter size: 7.4

@@ -16,11 +16,8 @@ FAINTEST = 1.0  # power in squared levels from which a square has detail
 EVERYWHERE = 0.25  # share of changed pixels from which a re-encoding is suspected
 SMALL, MOSTLY = 8, 0.6  # a re-encoding moves pixels by at most so many levels, for at least this share of the changed ones
 BLOCKS = 1.06  # roughness of the change across the borders of 8×8 blocks, relative to inside them, above which it is a JPEG's
-SQUARE, CALM, CALM_SHARE = (
-    32,
-    16,
-    0.2,
-)  # pixels; levels that an unedited square's changes stay below, and the share of such ones
+SQUARE = 32  # pixels
+CALM, CALM_SHARE = 16, 0.2  # levels that an unedited square's changes stay below, and the share of such squares
 COVERED = 0.9  # share of the squares with changes, above which blocks count; without blocks, of those mostly changed
 BLOCKY = "in squares of 8 pixels"
 

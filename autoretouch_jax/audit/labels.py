@@ -167,7 +167,8 @@ def _crops(names: Sequence[str], read: Read) -> tuple[np.ndarray, np.ndarray]:
             top = min(max(row - int(rng.integers(CROP)), 0), height - CROP)
             left = min(max(column - int(rng.integers(CROP)), 0), width - CROP)
             crop = np.s_[top : top + CROP, left : left + CROP]
-            images += [source[crop], target[crop]]
+            # Copies: views would keep all photographs in memory, 3 GB of 300 pairs.
+            images += [source[crop].copy(), target[crop].copy()]
             mask = edit[crop].reshape(CROP // 2, 2, CROP // 2, 2).any((1, 3))
             masks += [mask, np.zeros_like(mask)]  # in a target, nothing is to be edited
     return np.stack(images), np.stack(masks)
