@@ -91,7 +91,9 @@ def test_another_encoder_is_allowed_for(tmp_path: Path) -> None:
     source = save(tmp_path / "s.png", before)
     codecs = (edits.codec_of(source), edits.codec_of(target))
     decoded = np.asarray(Image.open(target).convert("RGB"))
-    assert edits.codec_threshold(before, decoded, codecs) >= edits.LOWEST
+    # Nothing is reproduced here, so the threshold of a JPEG that is would take noise for edits.
+    low = edits.edit_mask(before, decoded, 0.5, codecs)
+    assert low.mean() > edits.edit_mask(before, decoded, None, codecs).mean()
     visible = np.abs(before.astype(int) - after).max(-1) >= 4
     precision, recall = rates(edits.edit_mask(before, decoded, None, codecs), visible)
     assert precision > 0.6  # faint borders of the edit are found too, and count as wrong here
@@ -105,7 +107,6 @@ def test_pairs_without_losses_are_exact(tmp_path: Path) -> None:
     before, target = edits.read_pair(*paths)
     np.testing.assert_array_equal(target, after)
     assert edits.edit_mask(before, target)[5, 5]
-    assert edits.codec_threshold(before, target, (None, None)) == 0
 
 
 def test_a_lossless_target_made_from_a_jpeg_is_exact(tmp_path: Path) -> None:

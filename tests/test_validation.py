@@ -76,7 +76,7 @@ def test_a_run_ends_early_on_request_and_says_so_again(validated, tmp_path, caps
     scores = iter([3.0, 5.0, 4.0, 5.0, 9.0])
 
     def measured(models, pairs, **options):
-        result = {"n": 1, "identity": {}, "model": {"psnr_pooled": next(scores)}, "images": []}
+        result = {"n": 1, "edit_threshold": 0.0, "identity": {}, "model": {"psnr_pooled": next(scores)}, "images": []}
         return result, []
 
     monkeypatch.setattr("autoretouch_jax.training.validation.evaluate", measured)
@@ -93,7 +93,7 @@ def test_a_perfect_validation_is_the_best_one_and_a_reader_is_told(validated, tm
 
     def measured(models, pairs, **options):
         values = {"psnr_pooled": next(scores), "n": {"psnr_pooled": 1}}
-        return {"n": 1, "identity": values, "model": values, "images": []}, []
+        return {"n": 1, "edit_threshold": 0.0, "identity": values, "model": values, "images": []}, []
 
     monkeypatch.setattr("autoretouch_jax.training.validation.evaluate", measured)
     assert loop.run(validated, tmp_path / "run") == 0

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autoretouch_jax.audit.detail import HIGH, LOW, MIDDLE, Spectra, spectra
-from autoretouch_jax.audit.geometry import LUMA
+from autoretouch_jax.data.edits import LUMA
 
 FAINTEST = 0.3  # power in squared levels, three times that of rounding to levels, below which a square shows no gain
 FEWEST = 6  # squares with detail that a judgement needs

@@ -25,6 +25,7 @@ from autoretouch_jax.audit import copies
 from autoretouch_jax.audit.checks import CheckedPair, Reason, check_pair
 from autoretouch_jax.audit.inputs import Pair
 from autoretouch_jax.audit.journal import Section
+from autoretouch_jax.data.prepare import cores
 from autoretouch_jax.errors import first_line
 
 FEWEST_FOR_PROCESSES = 64  # number of pairs from which worker processes are worth their start
@@ -40,7 +41,7 @@ def check_all(pairs: Mapping[str, Pair], known: Section, workers: int) -> dict[s
     rest = {name: pair for name, pair in pairs.items() if packed[name] is None}
     progress = {"total": len(pairs), "initial": len(pairs) - len(rest), "desc": "checking", "unit": "pair"}
     with tqdm(**progress, dynamic_ncols=True, disable=None) as bar:
-        for name, result in _results(rest, workers or _cores()):
+        for name, result in _results(rest, workers or cores()):
             packed[name] = known[name] = result
             bar.update()
     return {name: _unpack(packed.pop(name)) for name in pairs}
@@ -75,11 +76,6 @@ def _alone(name: str, pair: Pair) -> Packed:
             return pool.submit(check, name, pair).result()
         except BrokenExecutor:
             return _pack(_failed(name, pair, "the process that read it died: out of memory, or a fault of the decoder"))
-
-
-def _cores() -> int:
-    # The cores that this process may use, which a container or Slurm may have limited.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _pool(workers: int, pairs: int) -> Executor:

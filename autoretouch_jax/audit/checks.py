@@ -12,8 +12,8 @@ from skimage.registration import phase_cross_correlation
 
 from autoretouch_jax.audit import alterations, codecs, direction
 from autoretouch_jax.audit.detail import mosaic
-from autoretouch_jax.audit.geometry import LUMA, STRANGER, Placement, place
-from autoretouch_jax.data.edits import Codec, codec_of, codecs_of, edit_mask
+from autoretouch_jax.audit.geometry import STRANGER, Placement, place
+from autoretouch_jax.data.edits import LUMA, Codec, codec_of, codecs_of, edit_mask
 from autoretouch_jax.data.images import read_header, read_rgb
 from autoretouch_jax.errors import BadInput
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autoretouch_jax.audit.geometry import LUMA
+from autoretouch_jax.data.edits import LUMA
 
 WINDOW, MOST = 128, 8  # side in pixels, a multiple of a JPEG's blocks, and the most windows in a row or column
 GRID = 16  # windows start at multiples of it: the blocks of a JPEG with subsampled colour

@@ -13,11 +13,12 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from autoretouch_jax.data.edits import LUMA
+
 LONGEST = 512  # pixels of the longer side at which images are aligned
 SMALLEST, PYRAMID = 32, 8  # pixels of the shorter side below which nothing is halved, and what sides are a multiple of
 POINTS, STEPS, CLOSE = 6000, 12, 0.005  # pixels that are aligned, steps on each level, and the step in pixels that ends them
 TUKEY = 4.685  # standard deviations from which a pixel counts nothing: 95 % efficient for normal noise (Tukey's biweight)
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 FAINT = 2.0  # levels per pixel, which a fiftieth of the image must exceed to have contours; portraits: 14 and more
 CELL = 16  # side in pixels, at half of LONGEST, of the squares that are compared
 SEEN = 0.05  # share of the squares that must have contours and lie in both images

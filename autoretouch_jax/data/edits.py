@@ -65,7 +65,7 @@ def codec_of(path: Path | BinaryIO) -> Codec | None:
             return Codec("JPEG", tables, JpegImagePlugin.get_sampling(image), orientation_of(image))
         if image.format == "WEBP" and not _is_lossless_webp(path):
             return Codec("WEBP")
-        return Codec("AVIF") if image.format in ("AVIF", "HEIF") else None
+        return Codec("AVIF") if image.format == "AVIF" else None
 
 
 def codecs_of(source: Path | BinaryIO, target: Path | BinaryIO) -> Codecs:
@@ -81,7 +81,11 @@ def codecs_of(source: Path | BinaryIO, target: Path | BinaryIO) -> Codecs:
 
 
 def _is_lossless_webp(path: Path | BinaryIO) -> bool:
-    data = path.read_bytes() if isinstance(path, Path) else (path.seek(0), path.read())[1]
+    if isinstance(path, Path):
+        data = path.read_bytes()
+    else:
+        path.seek(0)
+        data = path.read()
     place = 12
     while place + 8 <= len(data):
         kind, length = data[place : place + 4], struct.unpack("<I", data[place + 4 : place + 8])[0]
@@ -116,23 +120,13 @@ def edit_mask(
 
     The threshold, in levels, is measured from the codecs where none is given. A pair without losses then has the threshold 0.
     """
-    if not _is_lossless(codecs, threshold):
-        saving = _Saving.of(source, target, codecs)
-        if not (saving.exact and threshold is None):
-            changed = _denoised(target.astype(np.int16) - source, saving.possible)
-            return _without_specks((changed > saving.threshold(changed, threshold)) & saving.possible)
-    return (source != target).any(-1)
-
-
-def codec_threshold(source: np.ndarray, target: np.ndarray, codecs: Codecs) -> float:
-    """Returns the lowest threshold, in levels, above which a difference of this pair counts as an edit; 0 without losses."""
-    if source.shape != target.shape or _is_lossless(codecs, None):
-        return 0.0
+    if _is_lossless(codecs, threshold):
+        return (source != target).any(-1)
     saving = _Saving.of(source, target, codecs)
-    if saving.exact:
-        return 0.0
+    if saving.exact and threshold is None:
+        return saving.possible
     changed = _denoised(target.astype(np.int16) - source, saving.possible)
-    return round(float(np.min(saving.threshold(changed, None))), 2)
+    return _without_specks((changed > saving.threshold(changed, threshold)) & saving.possible)
 
 
 def _is_lossless(codecs: Codecs, threshold: float | None) -> bool:
@@ -153,17 +147,18 @@ class _Saving:
         """Saves one image as the other one was saved, and compares."""
         # The target is usually the one that was saved last. Beside a lossless target, the source may be what was saved last.
         original, saved, codec = (source, target, codecs[1]) if codecs[1] else (target, source, codecs[0])
-        differs = (source != target).any(-1)
-        if codec is None or codec.format != "JPEG":
-            return cls(differs, exact=codecs[1] is None and float(differs.mean()) < 1 - EXACT)
-        again = saved_again(original, codec)
-        moved, unlike = (again != original).any(-1), (again != saved).any(-1)
-        # In flat or overexposed parts saving changes nothing. They would say nothing about the encoder.
-        if moved.any() and float(np.mean(~unlike[moved])) >= REPRODUCED:
-            return cls(unlike, reproduced=codec.threshold)
+        differs, everywhere = (source != target).any(-1), np.ones(source.shape[:2], bool)
+        again = saved_again(original, codec) if codec and codec.format == "JPEG" else None
+        if again is not None and codec:
+            moved, unlike = (again != original).any(-1), (again != saved).any(-1)
+            # In flat or overexposed parts saving changes nothing. They would say nothing about the encoder.
+            if moved.any() and float(np.mean(~unlike[moved])) >= REPRODUCED:
+                return cls(unlike, reproduced=codec.threshold)
         if codecs[1] is None and float(differs.mean()) < 1 - EXACT:
             return cls(differs, exact=True)
-        return cls(np.ones_like(differs), change=_denoised(again.astype(np.int16) - original, np.ones_like(differs)))
+        if again is None:
+            return cls(differs)
+        return cls(everywhere, change=_denoised(again.astype(np.int16) - original, everywhere))
 
     def threshold(self, changed: np.ndarray, given: float | None) -> np.ndarray:
         """Returns the threshold: one number, or one for each pixel."""

@@ -5,6 +5,7 @@ With an audit, only what it found sound is opened.
 """
 
 import concurrent.futures
+import dataclasses
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -114,12 +115,11 @@ class PairFiles:
     edit_threshold: float | None = None  # `data.edit_threshold`
     warnings: tuple[str, ...] = ()  # what an audit does not know of these folders
 
-    def part(self, indices: range) -> "PairFiles":
+    def part(self, indices: Sequence[int]) -> "PairFiles":
         """Returns the pairs of these indices."""
-        run = slice(indices.start, indices.stop)
-        return PairFiles(
-            self.names[run], self.sources[run], self.targets[run], self.sizes[run], self.license, self.edit_threshold
-        )
+        names, sizes = [self.names[i] for i in indices], [self.sizes[i] for i in indices]
+        sources, targets = ([paths[i] for i in indices] for paths in (self.sources, self.targets))
+        return dataclasses.replace(self, names=names, sources=sources, targets=targets, sizes=sizes)
 
     def stamp(self, index: int) -> str:
         """Returns a text that changes when one of the two files does."""

@@ -58,57 +58,14 @@ class Pairs(Protocol):
     def edit_threshold(self) -> float | None:
         """The levels from which a change counts as an edit; None: measured for each pair."""
 
-    def part(self, indices: range) -> "Pairs":
-        """Returns the pairs of these indices, for one shard."""
+    def part(self, indices: Sequence[int]) -> "Pairs":
+        """Returns the pairs of these indices: those of a shard, or those that an audit found sound."""
 
     def stamp(self, index: int) -> str:
         """Returns a text that changes when the pair does."""
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns source and target, `uint8[h, w, 3]`. Raises BadInput when they cannot be decoded."""
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """Some of the pairs, in their order."""
-
-    pairs: Pairs
-    indices: Sequence[int]
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the chosen pairs."""
-        return [self.pairs.names[index] for index in self.indices]
-
-    @property
-    def sizes(self) -> list[tuple[int, int]]:
-        """Their heights and widths."""
-        return [self.pairs.sizes[index] for index in self.indices]
-
-    @property
-    def license(self) -> str | None:
-        """The licence of all pairs."""
-        return self.pairs.license
-
-    @property
-    def edit_threshold(self) -> float | None:
-        """That of all pairs."""
-        return self.pairs.edit_threshold
-
-    def part(self, indices: range) -> "Chosen":
-        """See `Pairs`."""
-        chosen = [self.indices[index] for index in indices]
-        # Only what lies between them goes along: a worker process gets a copy with every shard.
-        between = self.pairs.part(range(chosen[0], chosen[-1] + 1))
-        return Chosen(between, [index - chosen[0] for index in chosen])
-
-    def stamp(self, index: int) -> str:
-        """See `Pairs`."""
-        return self.pairs.stamp(self.indices[index])
-
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """See `Pairs`."""
-        return self.pairs.read(self.indices[index])
 
 
 @dataclass(frozen=True)
@@ -149,7 +106,7 @@ def sound(pairs: Pairs, audit: Audit) -> Pairs:
     """Returns the pairs of a data set that an audit does not weigh 0, and prints what it does not know."""
     for warning in audit.check(pairs.names):
         print(warning, file=sys.stderr)
-    return Chosen(pairs, [index for index, name in enumerate(pairs.names) if audit.keeps(name)])
+    return pairs.part([index for index, name in enumerate(pairs.names) if audit.keeps(name)])
 
 
 def _write_all(jobs: Sequence[Job], workers: int) -> list[dict[str, Any]]:

@@ -1,10 +1,12 @@
 """A TFDS data set as a source of pairs, for training and for `data prepare`, read without TensorFlow."""
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,29 +35,28 @@ class TfdsPairs:
     names: list[str]
     sizes: list[tuple[int, int]]
     license: str | None
-    start: int = 0
+    numbers: Sequence[int]  # of the pairs in the split
     edit_threshold: float | None = None  # `data.edit_threshold`
 
     @classmethod
     def open(cls, folder: Path, split: str, edit_threshold: float | None = None) -> "TfdsPairs":
         """Opens a whole split."""
         source = TfdsSource(folder, split)
-        return cls(folder, split, source.names, source.sizes, source.license, edit_threshold=edit_threshold)
+        return cls(folder, split, source.names, source.sizes, source.license, range(len(source)), edit_threshold)
 
-    def part(self, indices: range) -> "TfdsPairs":
+    def part(self, indices: Sequence[int]) -> "TfdsPairs":
         """Returns the pairs of these indices."""
-        names, sizes = (values[indices.start : indices.stop] for values in (self.names, self.sizes))
-        start = self.start + indices.start
-        return TfdsPairs(self.folder, self.split, names, sizes, self.license, start, self.edit_threshold)  # type: ignore[arg-type]
+        names, sizes = [self.names[i] for i in indices], [self.sizes[i] for i in indices]
+        return dataclasses.replace(self, names=names, sizes=sizes, numbers=[self.numbers[i] for i in indices])
 
     def stamp(self, index: int) -> str:
         """Returns a text that changes with the data set: its description has a new digest when it is built again."""
         digest = storage.sha256(self.folder / "dataset_info.json")
-        return f"{digest}{self.start + index} {self.edit_threshold} {VERSION}"
+        return f"{digest}{self.numbers[index]} {self.edit_threshold} {VERSION}"
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns source and target, `uint8[h, w, 3]`. Raises BadInput, naming the pair."""
-        pair = _open(self.folder, self.split)[self.start + index]
+        pair = _open(self.folder, self.split)[self.numbers[index]]
         name = f"{self.folder}: {self.names[index]}"
         source, target = (io.BytesIO(pair[key]) for key in IMAGES)
         return read_pair(source, target, self.edit_threshold, (f"{name} (source)", f"{name} (target)"))
@@ -78,7 +79,7 @@ class TfdsSource:
 
     def __getitem__(self, index: int) -> Decoded:
         name = self.names[index]
-        pairs = TfdsPairs(self.folder, self.split, self.names, self.sizes, None, edit_threshold=self.edit_threshold)
+        pairs = TfdsPairs(self.folder, self.split, self.names, self.sizes, None, range(len(self)), self.edit_threshold)
         images = pairs.read(index)
         return Decoded(name, dict(zip(IMAGES, images, strict=True)))
 

@@ -42,8 +42,7 @@ class Validation:
                 observe(name, *images)
 
         result, _ = evaluate({"model": model}, self.pairs, alone=self.alone, observe=observe_some, quiet=True)
-        row = {"step": step, "n": result["n"], "identity": result["identity"], "model": result["model"]}
-        row |= {"edit_threshold": result.get("edit_threshold")}
+        row = {"step": step} | {key: result[key] for key in ("n", "edit_threshold", "identity", "model")}
         row |= {"metric": self.config.metric, "best": self._is_better(score(result["model"], self.config.metric))}
         row |= {"images": result["images"]} | ({"alone": result["alone"]} if "alone" in result else {})
         self.rows.append(row)
