@@ -73,6 +73,11 @@ def test_the_worst_verdict_decides(tmp_path, level, headline):
     assert expected in page(tmp_path)
 
 
+def test_a_run_that_has_just_begun_is_not_called_sound(tmp_path):
+    lines(tmp_path / "events.jsonl", [{"step": 5, "kind": "verdict", "text": "It is too early to tell.", "level": "note"}])
+    assert health(history.read(tmp_path))["headline"] == "Too early to tell"
+
+
 def test_a_run_that_gave_up_is_not_healthy(tmp_path):
     events = [
         {"step": 5, "kind": "verdict", "text": "fine", "level": "good"},

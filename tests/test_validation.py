@@ -229,7 +229,22 @@ def test_a_healthy_run_is_called_healthy():
     assert verdict.level == "good"
     assert "50% of the edit is made" in verdict.text
     assert judge(lines()[:4], [], Config())[0].text.startswith("It is too early")
+    assert "Without a validation" in verdict.text
     assert judge([], [], Config()) == []
+
+
+def test_a_short_run_is_judged_at_its_end():
+    idle = [line for line in lines(**{"edit/left": 1.0, "edit/outside": 0.0}) if line["step"] <= 400]
+    config = Config(train=TrainConfig(steps=400))
+    assert judge(idle[:4], [], config)[0].text.startswith("It is too early")
+    assert "The generator does nothing yet" in judge(idle, [], config)[0].text
+
+
+def test_a_run_that_went_back_is_named_from_its_first_steps_on():
+    verdict = judge(lines(**{"guard/rate": 0.09})[:1], [], Config())[0]
+    assert verdict.level == "warning"
+    assert "the learning rates by 0.09" in verdict.text
+    assert judge(lines(**{"guard/rate": 1.0}), [], Config())[0].level == "good"
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,9 @@ def health(run: History) -> dict[str, Any]:
         return {"level": "note", "headline": "No verdict yet", "sentences": []}
     level = max((sentence["level"] for sentence in sentences), key=LEVELS.index)
     sentences.sort(key=lambda sentence: -LEVELS.index(sentence["level"]))
-    return {"level": level, "headline": HEADLINES[level], "sentences": sentences}
+    # Notes without a good word are those of the first steps, and of a run of which nothing else is known.
+    alone = all(sentence["level"] == "note" for sentence in sentences)
+    return {"level": level, "headline": "Too early to tell" if alone else HEADLINES[level], "sentences": sentences}
 
 
 def level_of(event: dict[str, Any]) -> str:
@@ -84,7 +86,7 @@ def level_of(event: dict[str, Any]) -> str:
 def state_of(run: History) -> str:
     """Returns whether the run trains, in a few words."""
     words = {"done": "finished", "stopped": "stopped early, can be resumed", "gave_up": "gave up"}
-    return words[run.ending["kind"]] if run.ending else "training, or killed"
+    return words[run.ending["kind"]] if run.ending else "no end noted: it trains, or was killed"
 
 
 def images_per_second(run: History) -> float | None:

@@ -13,7 +13,8 @@ from autoretouch_jax.evaluation.metrics import score
 from autoretouch_jax.evaluation.report import cell
 
 RECENT = 2000  # steps that a verdict looks back on
-EARLY = 500  # steps before which nothing is said about the networks: at first every one of them does nothing
+# Nothing is said about the networks before this step, or this share of a shorter run: at first every one of them does nothing.
+EARLY, EARLY_SHARE = 500, 0.8
 
 Line = dict[str, Any]  # a line of metrics.jsonl or of validation.jsonl
 
@@ -31,9 +32,9 @@ def judge(lines: Sequence[Line], rows: Sequence[Line], config: Config) -> list[V
         return []
     step = lines[-1]["step"]
     recent = [line for line in lines if line["step"] > step - RECENT]
-    if step < EARLY:
-        skips = _skips(recent, rows, config)
-        return [skips or Verdict("note", f"It is too early to tell: {step} steps.")]
+    if step < min(EARLY, EARLY_SHARE * (config.train.steps or EARLY)):
+        troubles = [verdict for rule in _FROM_THE_START if (verdict := rule(recent, rows, config))]
+        return troubles or [Verdict("note", f"It is too early to tell: {step} steps.")]
     found = [verdict for rule in _RULES if (verdict := rule(recent, rows, config))]
     order = ("bad", "warning", "note", "good")
     found.sort(key=lambda verdict: order.index(verdict.level))
@@ -61,6 +62,8 @@ def _progress(lines: Sequence[Line], rows: Sequence[Line]) -> str:
     if rows and (best := next((row for row in reversed(rows) if row.get("best")), None)):
         key = best["metric"]
         text += f" The best validation is that of step {best['step']}: {key} {cell(key, best['model'])}."
+    if not rows:
+        text += " Without a validation (data.validation) nothing is known about images that it is not trained on."
     return text
 
 
@@ -76,6 +79,17 @@ def _skips(lines: Sequence[Line], _rows: Sequence[Line], _config: Config) -> Ver
     return Verdict(
         "warning",
         f"The guard has skipped {share:.1%} of the last updates: lower --optim.generator-lr, or set --optim.clip-norm 1.",
+    )
+
+
+def _went_back(lines: Sequence[Line], _rows: Sequence[Line], _config: Config) -> Verdict | None:
+    rate = lines[-1].get("guard/rate")
+    if rate is None or rate >= 1:
+        return None
+    return Verdict(
+        "warning",
+        f"The run went astray and has gone back: the guard multiplies the learning rates by {rate:.2g} since then. "
+        "If it goes back again, start anew with a lower --optim.generator-lr.",
     )
 
 
@@ -169,8 +183,10 @@ def _validation(_lines: Sequence[Line], rows: Sequence[Line], _config: Config) -
     return None
 
 
-_RULES: tuple[Callable[[Sequence[Line], Sequence[Line], Config], Verdict | None], ...] = (
-    _skips,
+Rule = Callable[[Sequence[Line], Sequence[Line], Config], Verdict | None]
+_FROM_THE_START: tuple[Rule, ...] = (_went_back, _skips)
+_RULES: tuple[Rule, ...] = (
+    *_FROM_THE_START,
     _does_nothing,
     _worse_than_nothing,
     _discriminator_wins,
