@@ -203,7 +203,7 @@ def test_a_config_json_that_is_no_json_is_refused_by_name(tmp_path):
     [
         (AutoRetouch(), 2, 70),
         (AutoRetouch(blocks=0), 2, 10),
-        (Retouch(), 16, 224),
+        (Retouch(), 16, 208),
         (Pix2Pix(), 256, None),
         (Pix2PixHDGlobal(), 16, None),
         (Pix2PixHDLocal(), 32, None),

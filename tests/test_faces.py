@@ -128,7 +128,6 @@ def darkening(monkeypatch):
         return image - np.minimum(image, 8), np.ones(image.shape[:2], np.float32)
 
     monkeypatch.setattr(edit_module, "network_output", network_output)
-    monkeypatch.setattr(edit_module, "block_output", network_output)
     return seen
 
 
@@ -161,29 +160,23 @@ def test_a_face_close_to_the_trained_size_is_not_resampled(darkening):
     assert darkening == [tuple(part.stop - part.start + 2 * margin for part in area)]
 
 
-def test_a_block_is_the_part_of_the_photograph_and_a_mirror_beyond_its_border():
-    photo = np.arange(20 * 30 * 3, dtype=np.uint16).reshape(20, 30, 3)
-    cut = edit_module._cut(photo, (slice(2, 10), slice(20, 30)), 4)
-    assert cut.shape == (16, 18, 3)
-    np.testing.assert_array_equal(cut[2:, :14], photo[:14, 16:30])
-    np.testing.assert_array_equal(cut[:2], cut[4:2:-1])
-    np.testing.assert_array_equal(cut[:, -4:], cut[:, -6:-10:-1])
-
-
-def test_a_block_gives_what_the_whole_photograph_gives():
+def test_around_a_face_the_network_gives_what_it_gives_on_the_whole_photograph():
     import jax
 
-    from autoretouch_jax.inference.tiles import block_output, network_output
+    from autoretouch_jax.inference.tiles import network_output
     from autoretouch_jax.models.modules import make_generator
 
     config = Retouch(width=4, levels=2, blocks=1)
     shapes = jax.eval_shape(make_generator(config).init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
     rng = np.random.default_rng(0)
     net = Model(config, jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes))
-    image, radius = rng.integers(0, 256, (120, 140, 3), dtype=np.uint8), config.receptive_radius
-    inside = np.s_[radius:-radius, radius:-radius]
-    for block, whole in zip(block_output(net, image), network_output(net, image), strict=True):
-        assert np.abs(block[inside].astype(float) - whole[inside]).max() <= 1
+    image, margin = rng.integers(0, 256, (128, 192, 3), dtype=np.uint8), config.receptive_radius + 1
+    # What the network is shown starts at a multiple of its grid in one axis, and at the photograph's border in the other.
+    area = np.s_[margin + 8 : margin + 70, 3:100]
+    whole, mask = network_output(net, image)
+    channels, own_mask = edit_module._scaled_edit(net, image, area, 1.0)
+    assert np.abs(np.stack(list(channels), -1) + image[area] - whole[area]).max() <= 1
+    np.testing.assert_allclose(own_mask, mask[area], atol=1e-4)
 
 
 def test_without_a_face_nothing_changes_and_off_takes_the_whole(darkening):

@@ -12,7 +12,7 @@ from autoretouch_jax import cli
 from autoretouch_jax.config import networks
 from autoretouch_jax.errors import Refused
 from autoretouch_jax.inference.edit import retouch_array
-from autoretouch_jax.inference.tiles import network_output
+from autoretouch_jax.inference.tiles import Axis, Plan, network_output
 from autoretouch_jax.models.folder import Model, load_model
 from autoretouch_jax.models.layers import TransposedConv, depth_to_space, space_to_depth
 from autoretouch_jax.models.modules import make_discriminator, make_generator
@@ -193,7 +193,8 @@ def test_the_untrained_network_is_the_identity_and_its_mask_is_below_the_gate():
 @pytest.mark.parametrize("size", [(37, 50), (131, 70)])
 def test_its_tiles_do_not_show(size):
     model, image = random_retouch(), np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
-    whole, tiled = (network_output(model, image, tile) for tile in (512, 32))
+    halo, canvas = model.config.receptive_radius, [-(-side // 64) * 64 for side in size]
+    whole, tiled = (network_output(model, image, Plan(*(Axis(s, min(s, t), halo) for s in canvas))) for t in (512, 64))
     assert np.abs(whole[0].astype(int) - tiled[0]).max() <= 1
     np.testing.assert_allclose(whole[1], tiled[1], atol=1e-4)
 

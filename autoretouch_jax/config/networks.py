@@ -96,12 +96,22 @@ class Retouch:
 
     @property
     def receptive_radius(self) -> int:
-        """Counted along the network, in pixels of the input."""
-        radius = 1 + 2 * 2  # folding pixels into channels and back; stem and head, 3×3 at half resolution
-        for level in range(self.levels):
-            passes = 1 if level == self.levels - 1 else 2  # the lowest level is passed once, the others down and up
-            radius += 2 ** (level + 1) * (2 * self.blocks * passes + 1)  # + 1: the grid of the level's own downsampling
-        return _round_up(radius, self.grid)
+        """In pixels of the input. How far a pixel sees depends on its position on the grid; this is the furthest."""
+        return _round_up(max(pixel - self._first_seen(pixel) for pixel in range(self.grid)), self.grid)
+
+    def _first_seen(self, pixel: int) -> int:
+        """Returns the leftmost pixel of the input that a pixel of the output sees, from the last layer to the first."""
+        convolved = 2 * self.blocks  # pixels that the blocks of a level see to each side
+        at = pixel // 2 - 1  # the head, 3×3 at half resolution
+        skips = []
+        for _ in range(self.levels - 1):
+            at -= convolved
+            skips.append(at)  # where the encoder's features are added
+            at //= 2
+        at -= convolved
+        for skip in reversed(skips):
+            at = min(2 * at, skip) - convolved
+        return 2 * (at - 1)  # the stem, 3×3 at half resolution
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Evaluation, sampling and retouching all use this. Images are uint8 `[H, W, 3]`, RGB, of any size.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from autoretouch_jax.config.networks import Generator
 from autoretouch_jax.config.schema import Faces
 from autoretouch_jax.data.face_parts import find_living_faces
 from autoretouch_jax.data.faces import Face, find_faces, span
-from autoretouch_jax.inference.tiles import block_output, network_output
+from autoretouch_jax.inference.tiles import Area, network_output, plan_for
 from autoretouch_jax.models.folder import Model
 
 # Within this factor of the trained size a face is not resized, so that the edit keeps every pixel's detail.
@@ -20,13 +21,15 @@ CLOSE_ENOUGH = 1.3
 # The part of a photograph that belongs to a face: an ellipse around its centre, in units of its size.
 WINDOW_CENTRE, WINDOW_HALF_HEIGHT, WINDOW_HALF_WIDTH = 0.12, 1.1, 0.8
 WINDOW_FADE = 0.15  # share of the ellipse's radius over which the edit fades out
+FACE_STEP = 128  # sides of what the network sees around a face are multiples of this, so that few shapes are compiled
+BAND = 1 << 20  # pixels of a photograph that are worked on at once, so that what is needed in between takes little memory
 
 
 class Edit(NamedTuple):
     """What a model would change, before gate and dead zone: int16 `[H, W, 3]` in 8-bit levels, faded out around each face.
 
     The mask, float32 `[H, W]` or None, is the probability that a pixel needs an edit. `faces` are those that were edited, or
-    None where the network saw the whole photograph.
+    None where the network saw the whole photograph. Around the faces, change and mask are zeros that take no memory.
     """
 
     change: np.ndarray
@@ -54,43 +57,60 @@ def find_edit(model: Model, image: np.ndarray, faces: Faces = "auto") -> Edit:
         output, mask = network_output(model, image)
         # A model that knows faces is stricter where none was looked for: most of a photograph is no skin.
         gate = model.config.gate if model.face_size is None else max(model.config.gate, model.config.gate_off_faces)
-        return Edit(output.astype(np.int16) - image, mask, None, gate)
+        return Edit(np.subtract(output, image, dtype=np.int16), mask, None, gate)
     found = find_living_faces(image) if faces == "auto" else find_faces(image, sure=False)
     return _edit_faces(model, image, found, model.face_size)
 
 
-def apply_edit(config: Generator, image: np.ndarray, edit: Edit, strength: float = 1.0) -> np.ndarray:
-    """Adds the edit to the image, on 8-bit levels, except where the image is to be left alone.
+def final_change(config: Generator, edit: Edit, strength: float = 1.0, mask: np.ndarray | None = None) -> np.ndarray:
+    """Returns what is added to the photograph: int16 `[H, W, 3]`, in 8-bit levels, zero exactly where a pixel is left alone.
 
-    A pixel is left alone, bit-identical, when its mask is below the edit's gate, or when no channel would change by more
-    than the dead zone.
+    A pixel is left alone where its mask is below the edit's gate, or where no channel would change by more than the dead zone,
+    both at strength 1. `strength` multiplies the change, and so does the user's `mask`, float `[H, W]` in [0, 1].
     """
+    final = np.zeros_like(edit.change)
+    for rows in _bands(*edit.change.shape[:2]):
+        change = edit.change[rows]
+        applied = np.abs(change).max(-1) > config.dead_zone
+        if edit.mask is not None:
+            applied &= edit.mask[rows] >= edit.gate
+        # Zeros that are not written take no memory.
+        if applied.any():
+            factor = np.where(applied, np.float32(strength), 0)
+            factor = factor if mask is None else factor * mask[rows]
+            final[rows] = np.rint(factor[..., None] * change)
+    return final
+
+
+def apply_edit(config: Generator, image: np.ndarray, edit: Edit, strength: float = 1.0) -> np.ndarray:
+    """Returns the image, uint8 `[H, W, 3]`, with `final_change` added to it. What is left alone is bit-identical."""
     # On 8-bit levels, so that an unchanged pixel is unchanged in the file too.
-    applied = np.abs(edit.change).max(-1) > config.dead_zone
-    if edit.mask is not None:
-        applied &= edit.mask >= edit.gate
-    change = np.rint(strength * edit.change.astype(np.float32)) * applied[..., None]
-    return np.clip(image + change, 0, 255).astype(np.uint8)
+    return np.clip(image + final_change(config, edit, strength), 0, 255).astype(np.uint8)
+
+
+def _bands(height: int, width: int) -> Iterator[slice]:
+    """Yields the rows of a photograph, about `BAND` pixels at a time."""
+    step = max(1, BAND // width)
+    return (slice(first, first + step) for first in range(0, height, step))
 
 
 def _edit_faces(model: Model, image: np.ndarray, faces: list[Face], face_size: float) -> Edit:
     """Returns the edits of the faces. Where two of them meet, each pixel takes that of the face to which it belongs most."""
+    # Memory that is only reserved: the system provides it where a face is written.
     change, weight = np.zeros(image.shape, np.int16), np.zeros(image.shape[:2], np.float32)
     mask = np.zeros(image.shape[:2], np.float32)
     has_mask = False
     for face in faces:
         area, window = _window(image, face)
-        own_change, own_mask = _scaled_edit(model, image, area, face_size / face.size)
         taken = window > weight[area]
-        weight[area] = np.maximum(weight[area], window)
-        change[area] = np.where(taken[..., None], np.rint(window[..., None] * own_change).astype(np.int16), change[area])
+        np.copyto(weight[area], window, where=taken)
+        own_change, own_mask = _scaled_edit(model, image, area, face_size / face.size)
+        for channel, values in enumerate(own_change):
+            np.copyto(change[area][..., channel], np.rint(window * values), where=taken, casting="unsafe")
         if own_mask is not None:
             has_mask = True
-            mask[area] = np.where(taken, own_mask, mask[area])
+            np.copyto(mask[area], own_mask, where=taken)
     return Edit(change, mask if has_mask else None, faces, model.config.gate)
-
-
-Area = tuple[slice, slice]  # rows and columns
 
 
 def _window(image: np.ndarray, face: Face) -> tuple[Area, np.ndarray]:
@@ -103,34 +123,32 @@ def _window(image: np.ndarray, face: Face) -> tuple[Area, np.ndarray]:
     return (rows, columns), np.clip((1 - np.hypot(down, right)) / WINDOW_FADE, 0, 1)
 
 
-def _scaled_edit(model: Model, image: np.ndarray, area: Area, factor: float) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns the change and mask of an area, float32, as the network sees them on the photograph resized by `factor`."""
+def _scaled_edit(model: Model, image: np.ndarray, area: Area, factor: float) -> tuple[Iterator[np.ndarray], np.ndarray | None]:
+    """Returns the change and mask of an area, as the network sees them on the photograph resized by `factor`.
+
+    Both are float32. The change is yielded channel by channel.
+    """
     if 1 / CLOSE_ENOUGH < factor < CLOSE_ENOUGH:
         factor = 1.0
-    # The network sees beyond the area as far as its radius reaches. Beyond the photograph's border it sees a mirror.
+    # The network sees beyond the area as far as its radius reaches, but not beyond the photograph.
     margin = int((model.config.receptive_radius or 0) / factor) + 1
-    seen = _cut(image, area, margin)
+    rows, columns = (span(part.start - margin, part.stop + margin, side) for part, side in zip(area, image.shape, strict=False))
+    seen = image[rows, columns]
     height, width = seen.shape[:2]
     small = seen if factor == 1 else _resized(seen, (round(width * factor), round(height * factor)))
-    output, mask = block_output(model, small)
-    change = output.astype(np.float32) - small
+    output, mask = network_output(model, small, plan_for(model.config, small.shape, FACE_STEP))
+    change = np.subtract(output, small, dtype=np.float32)
+    top, left = area[0].start - rows.start, area[1].start - columns.start
+    bottom, right = area[0].stop - rows.start, area[1].stop - columns.start
     if factor == 1:
-        inside = np.s_[margin : height - margin, margin : width - margin]
-        return change[inside], mask if mask is None else mask[inside]
+        inside = np.s_[top:bottom, left:right]
+        return iter(np.moveaxis(change[inside], -1, 0)), mask if mask is None else mask[inside]
     # The edit is resized to the photograph, and not the output: what the network leaves alone keeps all of its detail.
     across, down = small.shape[1] / width, small.shape[0] / height
-    box = (margin * across, margin * down, (width - margin) * across, (height - margin) * down)
-    size = (width - 2 * margin, height - 2 * margin)
-    change = np.stack([_resized(change[..., channel], size, box) for channel in range(3)], -1)
-    return change, mask if mask is None else _resized(mask, size, box)
-
-
-def _cut(image: np.ndarray, area: Area, margin: int) -> np.ndarray:
-    """Returns an area with a margin around it, in which the photograph is mirrored where it ends."""
-    wanted = [(part.start - margin, part.stop + margin) for part in area]
-    there = tuple(slice(max(0, start), min(size, stop)) for (start, stop), size in zip(wanted, image.shape, strict=False))
-    missing = [(part.start - start, stop - part.stop) for part, (start, stop) in zip(there, wanted, strict=True)]
-    return np.pad(image[there], (*missing, (0, 0)), mode="reflect")
+    box = (left * across, top * down, min(right * across, small.shape[1]), min(bottom * down, small.shape[0]))
+    size = (right - left, bottom - top)
+    channels = (_resized(change[..., channel], size, box) for channel in range(3))
+    return channels, mask if mask is None else _resized(mask, size, box)
 
 
 def _resized(values: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float] | None = None) -> np.ndarray:

@@ -1,6 +1,8 @@
 """A trained generator as a folder: `model.safetensors` and a `model.json` that describes it completely."""
 
 import dataclasses
+import functools
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from autoretouch_jax.config.networks import Generator, generator_from_json
 from autoretouch_jax.config.paths import PRETRAINED
 from autoretouch_jax.errors import Refused
 from autoretouch_jax.models.modules import make_generator
-from autoretouch_jax.runtime import storage
+from autoretouch_jax.runtime import devices, storage
 
 FORMAT = 2
 PRETRAINED_FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
@@ -34,6 +36,17 @@ class Model:
     """The size in pixels of the faces that it was trained on, from brows to chin (`data/faces.py`), where there were any."""
     edit_threshold: float | None = 0.0
     """Levels from which a change counted as an edit in its training; None where it was measured for each pair."""
+
+    def on_devices(self, count: int) -> dict[str, Any]:
+        """Returns `variables` on this many of the process's devices, on each a copy. They stay there for later calls."""
+        # Two threads may both put them there. The second copy then replaces the first, which nobody needs any more.
+        if count not in self._on_devices:
+            self._on_devices[count] = devices.copy_to_local_devices(self.variables, count)
+        return self._on_devices[count]
+
+    @functools.cached_property
+    def _on_devices(self) -> dict[int, dict[str, Any]]:
+        return {}
 
 
 def save_model(folder: Any, model: Model, step: int) -> None:
@@ -61,10 +74,11 @@ def save_model(folder: Any, model: Model, step: int) -> None:
     storage.write(folder / "model.json", json.dumps(description, indent=2) + "\n")
 
 
-def load_model(folder: Any) -> Model:
+def load_model(folder: Any, sha256: str | None = None) -> Model:
     """Returns the model of a run folder or of a `model/` folder, or the one in the box, `pretrained`.
 
-    Raises Refused, naming the file, for anything else. A folder of your own of that name is `./pretrained`.
+    Raises Refused, naming the file, for anything else, and for weights whose SHA-256 is not the one given. A folder of your own
+    of that name is `./pretrained`.
     """
     folder = PRETRAINED_FOLDER if folder == PRETRAINED else storage.open_path(folder)
     # A run folder and its model/ folder are both accepted, because people give either.
@@ -80,7 +94,11 @@ def load_model(folder: Any) -> Model:
         if description["format"] != FORMAT:
             raise Refused(f"{path}: format {description['format']}; this version reads format {FORMAT}")
         config = generator_from_json(description["generator"])
-        flat = load((home / description["weights"]).read_bytes())
+        weights = (home / description["weights"]).read_bytes()
+        # Of the bytes that are used: the file could be another one by the time it is read again.
+        if sha256 is not None and (actual := hashlib.sha256(weights).hexdigest()) != sha256.lower():
+            raise Refused(f"{home / description['weights']}: SHA-256 {actual}, expected {sha256}; this is another model")
+        flat = load(weights)
     except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         raise Refused(f"{path}: broken model ({type(error).__name__}: {error}); copy the folder again") from error
     variables = flax.traverse_util.unflatten_dict(flat, sep="/")
