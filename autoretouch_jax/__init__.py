@@ -2,11 +2,20 @@
 
 Importing this package touches no device and downloads nothing. The public API is small:
 
-* `Retoucher.load()` returns a retoucher with the model in the box; `retoucher(image)` retouches a photograph.
+* `Retoucher.load()` returns a retoucher with the model in the box; `retoucher(image)` retouches an array, a Pillow image or a
+  file; `.batch(images)` and `.stream(images)` retouch many.
 * `load_model(folder)` returns a trained generator from a run or a `model/` folder.
 * `retouch_array(model, image)` takes and returns one `uint8[H, W, 3]` image.
 * `load_config(path)` returns the `Config` of a file under `configs/`.
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # type checkers do not run `__getattr__`
+    from autoretouch_jax.config.loading import load as load_config
+    from autoretouch_jax.inference.edit import retouch_array
+    from autoretouch_jax.inference.retoucher import Retoucher
+    from autoretouch_jax.models.folder import load_model
 
 __version__ = "0.1.0"
 __all__ = ["Retoucher", "load_config", "load_model", "retouch_array"]

@@ -7,17 +7,22 @@ import pytest
 from conftest import edited
 from PIL import Image, ImageOps
 from skimage import data as skimage_data
+from test_images import p3_profile
 
 import autoretouch_jax
 from autoretouch_jax import cli
 from autoretouch_jax.config import load
 from autoretouch_jax.config.loading import resolve
+from autoretouch_jax.data import libvips
 from autoretouch_jax.data.blemishes import add_blemishes
+from autoretouch_jax.data.colour import adobe_rgb_profile
 from autoretouch_jax.data.face_parts import regions
 from autoretouch_jax.data.faces import find_faces
+from autoretouch_jax.data.images import as_stored
+from autoretouch_jax.data.spaces import Space
 from autoretouch_jax.demo import faces
 from autoretouch_jax.demo.demo import HELD_OUT_BLEMISHES
-from autoretouch_jax.errors import BadInput, Refused
+from autoretouch_jax.errors import Refused
 from autoretouch_jax.evaluation import metrics
 from autoretouch_jax.inference.edit import retouch_array
 from autoretouch_jax.inference.photo import Photo
@@ -79,9 +84,9 @@ def test_the_first_command_works_at_once(tmp_path, capsys):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_camera_may_be_held_in_any_way(tmp_path, orientation):
     source, _ = blemished_portrait()
-    photo, exif = Photo(source, None, False, "PNG", orientation=orientation), Image.Exif()
+    exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = Image.fromarray(photo.as_stored(source))
+    stored = Image.fromarray(as_stored(source, orientation))
     stored.save(tmp_path / "a.png", exif=exif)
     shown = ImageOps.exif_transpose(Image.open(tmp_path / "a.png"))
     np.testing.assert_array_equal(np.asarray(shown), source, "as a viewer shows it")
@@ -93,15 +98,29 @@ def test_a_camera_may_be_held_in_any_way(tmp_path, orientation):
         )
 
 
+@pytest.mark.parametrize("name", ["p3", "adobe"])
+def test_a_photograph_in_a_wide_space_is_retouched_as_its_srgb_version(name):
+    profile = adobe_rgb_profile() if name == "adobe" else p3_profile()
+    source, _ = blemished_portrait()
+    own = np.rint(libvips.from_srgb(source.astype(np.uint16) * 257, profile) / 257).astype(np.uint8)
+    photo = Photo(own, "PNG", Space("RGB", profile))
+    retoucher = autoretouch_jax.Retoucher.load()
+    plain = retoucher(photo.seen()).astype(int)
+    pixels, _ = retoucher.photograph(photo)
+    assert (plain != photo.seen()).any(-1).mean() > 0.001
+    assert np.abs(Photo(pixels, "PNG", photo.space).seen() - plain).max() <= 2
+    untouched = (plain == photo.seen()).all(-1)
+    np.testing.assert_array_equal(pixels[untouched], own[untouched])
+
+
 def test_the_retoucher_takes_arrays_and_pictures():
     retoucher = autoretouch_jax.Retoucher.load()
     source, _ = blemished_portrait()
     full = retoucher(source)
-    np.testing.assert_array_equal(retoucher(Image.fromarray(source)), full)
+    np.testing.assert_array_equal(np.asarray(retoucher(Image.fromarray(source))), full)
     np.testing.assert_array_equal(retoucher(source, strength=0.0), source)
     assert 0 < np.abs(retoucher(source, strength=0.5).astype(int) - source).sum() < np.abs(full.astype(int) - source).sum()
-    with pytest.raises(BadInput, match="float64"):
-        retoucher(source / 255.0)
+    np.testing.assert_allclose(retoucher(source / 255.0) * 255, full, atol=0.01)
     with pytest.raises(Refused, match="--face-size"):
         autoretouch_jax.Retoucher.load(face_size=-1)
 

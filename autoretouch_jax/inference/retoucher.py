@@ -1,141 +1,138 @@
-"""`autoretouch retouch`, and its counterpart in Python: a model applied to photographs."""
+"""The retoucher as a Python object: arrays, Pillow images and files in, the same retouched out.
+
+docs/retouching.md shows it in use. `inference/job.py` is the command.
+"""
 
 import dataclasses
-import shutil
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+import io
+from collections.abc import Iterable, Iterator
+from os import PathLike
+from typing import Any, get_args, overload
 
 import numpy as np
-from PIL import Image, ImageOps
-from tqdm import tqdm
+from PIL import Image
 
 from autoretouch_jax.config.paths import PRETRAINED
 from autoretouch_jax.config.schema import Faces
-from autoretouch_jax.data.colour import change_from_srgb, pixels_to_srgb
-from autoretouch_jax.data.images import list_images
-from autoretouch_jax.errors import EXIT_DONE, EXIT_FAILED, BadInput, Refused, summarise
-from autoretouch_jax.inference.edit import Edit, apply_edit, find_edit
-from autoretouch_jax.inference.photo import MODES, read_photo, write_photo
+from autoretouch_jax.errors import BadInput, Refused
+from autoretouch_jax.inference import arrays, masks
+from autoretouch_jax.inference.ahead import ahead
+from autoretouch_jax.inference.edit import Edit, final_change, find_edit
+from autoretouch_jax.inference.photo import Photo, encode, read_photo
 from autoretouch_jax.models.folder import Model, load_model
-from autoretouch_jax.runtime.storage import replacing
+from autoretouch_jax.runtime.storage import open_path
 
 SMALLEST_FACE = 32  # pixels to which faces may be brought; in smaller ones no blemish is left
+STRONGEST = 1.5  # beyond it, a spot that was removed becomes one of the opposite colour
 
 
 class Retoucher:
-    """A model that retouches photographs: `Retoucher.load()(image)`."""
+    """A model that retouches photographs: `Retoucher.load()(image)`. Threads may share it.
+
+    The keywords are the same everywhere. `strength` is from 0, which leaves an image as it is, to 1.5; 1 is all of the model's
+    edit. `faces` is `auto`, `all` (also faces of which the detector is less sure) or `off` (the whole image). `mask` is bool,
+    uint8 or float in [0, 1], of the image's upright height and width: where it is 0, nothing changes.
+    """
 
     def __init__(self, model: Model) -> None:
         self.model = model
 
     @classmethod
-    def load(cls, model: Any = PRETRAINED, face_size: float | None = None) -> "Retoucher":
-        """Returns a retoucher with the model in the box, or that of a run or a model/ folder.
+    def load(cls, model: Any = PRETRAINED, face_size: float | None = None, sha256: str | None = None) -> "Retoucher":
+        """Returns a retoucher with the model in the box, or that of a run or a model/ folder, also in gs:// or s3://.
 
-        `face_size` is the size in pixels to which faces are brought, by default the one that the model was trained at. Raises
-        Refused when there is no such model, or the size is not positive.
+        `face_size` is the size in pixels to which faces are brought, by default the one that the model was trained at. `sha256`
+        is what the model's weights, `model.safetensors`, must hash to. Raises Refused when there is no such model, when it is
+        another one, or when the size is too small.
         """
         if face_size is not None and not face_size >= SMALLEST_FACE:
             advice = "leave it out for the size that the model was trained at"
             raise Refused(f"--face-size {face_size}: must be at least {SMALLEST_FACE} pixels; {advice}")
-        loaded = load_model(model)
+        loaded = load_model(model, sha256)
         return cls(dataclasses.replace(loaded, face_size=face_size or loaded.face_size))
 
-    def __call__(self, image: Any, strength: float = 1.0, faces: Faces = "auto") -> np.ndarray:
-        """Returns the retouched image, `uint8[H, W, 3]`. `image` is such an array, or a Pillow image, which is turned upright.
+    # ---- one image -----------------------------------------------------------------------------------------------------------
 
-        An array is taken for sRGB. A Pillow image with a colour profile is returned in the colours of that profile.
-        `strength` 0 leaves it as it is. `faces` is `auto`, `all` (also faces of which the detector is less sure) or
-        `off` (the whole image). Raises BadInput for an image of another kind.
+    @overload
+    def __call__(self, image: np.ndarray, strength: float = 1.0, faces: Faces = "auto", mask: Any = None) -> np.ndarray: ...
+    @overload
+    def __call__(self, image: Image.Image, strength: float = 1.0, faces: Faces = "auto", mask: Any = None) -> Image.Image: ...
+    @overload
+    def __call__(self, image: str | PathLike, strength: float = 1.0, faces: Faces = "auto", mask: Any = None) -> bytes: ...
+
+    def __call__(self, image: Any, strength: float = 1.0, faces: Faces = "auto", mask: Any = None) -> Any:
+        """Returns the retouched image, of the kind that was given. What is left alone stays bit-identical.
+
+        An array gives an array of the same type and shape: uint8, uint16 or float in [0, 1], `[H, W]`, `[H, W, 3]` or
+        `[H, W, 4]`, taken for sRGB. A Pillow image gives one of the same mode, size and `info`. A path gives the bytes of a
+        file of the same format, with its profile and metadata. Raises BadInput for an image of another kind or a file that
+        cannot be read, and Refused for a strength or a word that is not known.
         """
-        profile = b""
+        check(strength, faces)
+        if isinstance(image, np.ndarray):
+            photo = arrays.photo_of_array(image)
+            return arrays.array_of(photo, self._pixels(photo, strength, faces, mask), image)
         if isinstance(image, Image.Image):
-            if image.mode not in MODES:
-                raise BadInput(f"the image has {image.mode} pixels; convert it to 8-bit RGB first")
-            profile = image.info.get("icc_profile") or b""
-            image = ImageOps.exif_transpose(image).convert("RGB")
-        pixels = np.asarray(image)
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
-            raise BadInput(f"the image is {pixels.dtype} {list(pixels.shape)}; give uint8 [height, width, 3], RGB")
-        return apply_edit(self.model.config, pixels, self.edit(pixels, faces, profile), strength)
+            photo, picture = arrays.photo_of_picture(image)
+            return arrays.picture_of(self._pixels(photo, strength, faces, mask), picture)
+        if isinstance(image, str | PathLike):
+            photo = read_photo(io.BytesIO(open_path(image).read_bytes()), str(image))
+            return encode(photo, self._pixels(photo, strength, faces, mask))
+        raise BadInput(f"the image is a {type(image).__name__}; give an array, a Pillow image or the path of a file")
 
-    def edit(self, pixels: np.ndarray, faces: Faces = "auto", profile: bytes = b"") -> Edit:
-        """Returns what the model would change in `uint8[H, W, 3]`, whose colours an ICC profile describes: see `Edit`."""
-        # The network sees sRGB, as in training. What it would change is converted, so that other pixels stay as they are.
-        seen = pixels_to_srgb(pixels, profile)
-        edit = find_edit(self.model, seen, faces)
-        return edit._replace(change=change_from_srgb(seen, edit.change, profile))
+    def photograph(
+        self, photo: Photo, strength: float = 1.0, faces: Faces = "auto", mask: np.ndarray | None = None
+    ) -> tuple[np.ndarray, Edit]:
+        """Returns a decoded photograph's new pixels, as its file stores them, and what the model would change: see `Edit`.
 
+        `mask` is float `[h, w]` in [0, 1], upright.
+        """
+        edit = self.edit(photo.seen(), faces)
+        return photo.applied(final_change(self.model.config, edit, strength, mask)), edit
 
-def run(
-    photos: Sequence[Path], out: Path, model: str | Path, strength: float, faces: Faces, face_size: float | None = None
-) -> int:
-    """Retouches every photograph into `out` under its own name. Returns the exit status: 1 when some failed.
+    def edit(self, seen: np.ndarray, faces: Faces = "auto") -> Edit:
+        """Returns what the model would change in `uint8[h, w, 3]`, upright, in sRGB: see `Edit`."""
+        return find_edit(self.model, seen, faces)
 
-    The failed ones are named, and the others are written.
-    """
-    if not 0 <= strength <= 1:
-        raise Refused(f"--strength {strength}: must be between 0 (the photo as it is) and 1 (all of the model's retouch)")
-    # The photographs are checked before the model is loaded, and both before the folder is made.
-    jobs = _plan(photos, out)
-    retoucher = Retoucher.load(model, face_size)
-    out.mkdir(parents=True, exist_ok=True)
-    faults: list[str] = []
-    faceless: list[str] = []
-    for path, destination in tqdm(jobs, desc="retouching", unit="photo", dynamic_ncols=True, disable=None):
-        try:
-            edit = _retouch(retoucher, path, destination, strength, faces)
-            if edit.faces == []:
-                faceless.append(path.name)
-        # One bad photograph, or a write that fails, does not stop the others. Each is named at the end.
-        except (BadInput, OSError) as error:
-            faults.append(str(error))
-    for fault in faults:
-        print(f"left out: {fault}", file=sys.stderr)
-    if faceless:
-        print(f"no face found, written unchanged: {summarise(faceless)}; --faces off retouches a photograph as a whole")
-    print(f"{len(jobs) - len(faults)} of {len(jobs)} photo(s) written to {out}")
-    return EXIT_FAILED if faults else EXIT_DONE
+    # ---- many images ---------------------------------------------------------------------------------------------------------
 
+    @overload
+    def stream(self, images: Iterable[np.ndarray], strength: float = 1.0, faces: Faces = "auto") -> Iterator[np.ndarray]: ...
+    @overload
+    def stream(self, images: Iterable[Image.Image], strength: float = 1.0, faces: Faces = "auto") -> Iterator[Image.Image]: ...
+    @overload
+    def stream(self, images: Iterable[str | PathLike], strength: float = 1.0, faces: Faces = "auto") -> Iterator[bytes]: ...
 
-def _retouch(retoucher: Retoucher, path: Path, destination: Path, strength: float, faces: Faces) -> Edit:
-    """Writes one retouched photograph, and returns its edit."""
-    photo = read_photo(path)
-    upright = photo.upright()
-    edit = retoucher.edit(upright, faces, photo.profile)
-    pixels = photo.as_stored(apply_edit(retoucher.model.config, upright, edit, strength))
-    if np.array_equal(pixels, photo.pixels):
-        # The same bytes: encoding a JPEG again would change a photograph in which there was nothing to do.
-        with replacing(destination) as part:
-            shutil.copyfile(path, part)
-    else:
-        write_photo(destination, photo, pixels)
-    return edit
+    def stream(self, images: Iterable[Any], strength: float = 1.0, faces: Faces = "auto") -> Iterator[Any]:
+        """Yields the retouched images in order. Threads work a few images ahead, and take no further ones meanwhile.
+
+        An image that cannot be retouched raises in its turn and ends the stream.
+        """
+        check(strength, faces)
+        return ahead(lambda image: self(image, strength, faces), images)
+
+    @overload
+    def batch(self, images: Iterable[np.ndarray], strength: float = 1.0, faces: Faces = "auto") -> list[np.ndarray]: ...
+    @overload
+    def batch(self, images: Iterable[Image.Image], strength: float = 1.0, faces: Faces = "auto") -> list[Image.Image]: ...
+    @overload
+    def batch(self, images: Iterable[str | PathLike], strength: float = 1.0, faces: Faces = "auto") -> list[bytes]: ...
+
+    def batch(self, images: Iterable[Any], strength: float = 1.0, faces: Faces = "auto") -> list[Any]:
+        """Returns the retouched images, several at a time. They may be of different kinds and sizes."""
+        return list(self.stream(images, strength, faces))
+
+    def _pixels(self, photo: Photo, strength: float, faces: Faces, mask: Any) -> np.ndarray:
+        """Returns the new pixels of a photograph, with a mask that a program gave."""
+        seen = photo.seen()
+        checked = None if mask is None else masks.checked(mask, seen.shape[:2])
+        return photo.applied(final_change(self.model.config, self.edit(seen, faces), strength, checked))
 
 
-def _plan(photos: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
-    """Returns `(photo, destination)` of every file. A folder stands for all images below it. No photo may be overwritten."""
-    paths: list[Path] = []
-    for photo in photos:
-        if photo.is_dir() and ((photo / "model.json").is_file() or (photo / "model").is_dir()):
-            raise Refused(f"photo {photo}: is a model; name it with --model {photo}")
-        if photo.is_dir():
-            paths += list_images(photo)
-        elif photo.is_file():
-            paths.append(photo)
-        else:
-            raise Refused(f"photo {photo}: no such file")
-    if not paths:
-        raise Refused("no photos: the folders given hold no images")
-    destinations: dict[Path, Path] = {}
-    for path in paths:
-        destination = out / path.name
-        # Writing one over the other would lose a retouched photograph without a word.
-        if destination in destinations:
-            raise Refused(f"{destinations[destination]} and {path} have the same name; retouch them into different folders")
-        if destination.resolve() == path.resolve():
-            raise Refused(f"--out {out}: {path} would overwrite itself; choose another folder")
-        destinations[destination] = path
-    return [(path, destination) for destination, path in destinations.items()]
+def check(strength: float, faces: str = "auto") -> None:
+    """Raises Refused for a strength outside 0 to 1.5, and for a word that `faces` does not take."""
+    if not 0 <= strength <= STRONGEST:
+        ends = f"0 (the photo as it is) and {STRONGEST}; 1 is all of the model's retouch"
+        raise Refused(f"--strength {strength}: must be between {ends}")
+    if faces not in (words := get_args(Faces)):
+        raise Refused(f"--faces {faces}: must be one of {', '.join(words)}")
