@@ -5,6 +5,7 @@ checkpoint, requeue; 130 interrupted from the keyboard, checkpoint written.
 """
 
 import contextlib
+import dataclasses
 import io
 import re
 import sys
@@ -20,6 +21,7 @@ Argv = Sequence[str]
 # Verbs that take the flags of a run. A scheduler may stop and start them again: on SIGTERM they exit with 75, even during
 # their imports.
 RESTARTABLE = ("train", "sweep")
+WITHOUT_DATA = ("plan", "bench step", "bench infer")  # verbs that take those flags too, and read no data
 
 
 # ---- the verbs --------------------------------------------------------------------------------------------------------------
@@ -119,10 +121,32 @@ def _convert(argv: Argv) -> int:
 
 def _retouch(argv: Argv) -> int:
     arguments = parse("retouch", argv)
-    from autoretouch_jax.inference import retoucher
+    # Entered before the imports, as in `_train`: on SIGTERM the photographs that are begun are left out, and none is torn.
+    with StopRequest() as stop:
+        from autoretouch_jax.inference import job
 
-    options = (arguments.model, arguments.strength, arguments.faces, arguments.face_size)
-    return retoucher.run(arguments.photos, arguments.out, *options)
+        given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(job.Job)}
+        return job.run(job.Job(**given), arguments.model, arguments.face_size, stop)
+
+
+def _export(argv: Argv) -> int:
+    arguments = parse("export", argv)
+    from autoretouch_jax.inference import export
+
+    return export.run(arguments.model, arguments.to, arguments.out, arguments.precision)
+
+
+def _serve(argv: Argv) -> int:
+    arguments = parse("serve", argv)
+    try:
+        # The web server is an extra: without it, every other verb works.
+        from autoretouch_jax.inference import serve
+    except ModuleNotFoundError as error:
+        raise Refused(f"{error.name} is not installed: pip install 'autoretouch-jax[serve]'") from error
+
+    size = (round(1e6 * arguments.max_megabytes), round(1e6 * arguments.max_megapixels))
+    limits = serve.Limits(*size, arguments.timeout, arguments.at_once, arguments.waiting)
+    return serve.run(arguments.model, arguments.host, arguments.port, limits)
 
 
 def _demo(argv: Argv) -> int:
@@ -195,6 +219,27 @@ def _data_build(argv: Argv) -> int:
     return tfds_builders.build(tfds_builders.RetouchPairs(**given))
 
 
+def _bench_step(argv: Argv) -> int:
+    arguments = parse_with_config("bench step", argv)
+    from autoretouch_jax.tools import bench_step
+
+    return bench_step.step(arguments.run, arguments.steps, arguments.profile, arguments.json)
+
+
+def _bench_infer(argv: Argv) -> int:
+    arguments = parse_with_config("bench infer", argv)
+    from autoretouch_jax.tools import bench_step
+
+    return bench_step.infer(arguments.run, arguments.sizes, arguments.steps, arguments.profile, arguments.json)
+
+
+def _bench_e2e(argv: Argv) -> int:
+    arguments = parse_with_config("bench e2e", argv)
+    from autoretouch_jax.tools import bench_step
+
+    return bench_step.e2e(arguments.run, arguments.steps, arguments.json)
+
+
 def _bench_data(argv: Argv) -> int:
     arguments = parse("bench data", argv)
     if bool(arguments.source) != bool(arguments.target):
@@ -213,12 +258,17 @@ VERBS: dict[str, Callable[[Argv], int]] = {
     "evaluate": _evaluate,
     "compare": _compare,
     "retouch": _retouch,
+    "export": _export,
+    "serve": _serve,
     "models": _models,
     "convert": _convert,
     "data prepare": _data_prepare,
     "data audit": _data_audit,
     "data build": _data_build,
     "data verify": _data_verify,
+    "bench step": _bench_step,
+    "bench infer": _bench_infer,
+    "bench e2e": _bench_e2e,
     "bench data": _bench_data,
 }
 
@@ -237,7 +287,7 @@ def parse_with_config(verb: str, argv: Argv) -> Any:
 
     path = config_argument(argv, switches(verb))
     default = load(path) if path else Config()
-    if verb != "plan":  # a plan reads no data
+    if verb not in WITHOUT_DATA:
         default = choose_data(default, argv)
     arguments = parse(verb, argv, with_defaults(verb, default))
     if path is None:
@@ -248,7 +298,7 @@ def parse_with_config(verb: str, argv: Argv) -> Any:
 
 
 def parse(verb: str, argv: Argv, default: Any = None) -> Any:
-    """Returns the typed arguments of a verb, see `arguments.py`.
+    """Returns the typed arguments of a verb, see `arguments/`.
 
     Raises Refused, in one line and with the nearest known key, when they do not parse.
     """
@@ -315,6 +365,10 @@ def _run(verb: str, argv: Argv) -> int:
     try:
         if verb not in VERBS:
             raise Refused(f"no such verb; the verbs are {', '.join(VERBS)}{did_you_mean(verb, list(VERBS))}")
+        if not verb.startswith("bench"):  # a benchmark measures how long compiling takes
+            from autoretouch_jax.runtime import compile_cache
+
+            compile_cache.enable()
         return VERBS[verb](argv)
     except Refused as error:
         print(f"autoretouch {verb}: {error}", file=sys.stderr)

@@ -12,7 +12,7 @@ import pytest
 from test_use import random_model
 
 from autoretouch_jax import cli
-from autoretouch_jax.arguments import SweepArguments
+from autoretouch_jax.arguments.training import SweepArguments
 from autoretouch_jax.config import ValidationConfig
 from autoretouch_jax.data.sources import Decoded
 from autoretouch_jax.errors import BadInput

@@ -18,7 +18,7 @@ from conftest import edited
 from optuna import distributions
 
 from autoretouch_jax import cli
-from autoretouch_jax.arguments import SweepArguments
+from autoretouch_jax.arguments.training import SweepArguments
 from autoretouch_jax.config import load
 from autoretouch_jax.data.folders import PairSource
 from autoretouch_jax.errors import Refused

@@ -43,6 +43,11 @@ def estimate(config: Config, count: int) -> dict[str, Any]:
     return {"memory": memory, "flops": flops, "bytes": accessed, "collectives": reduce}
 
 
+def flops(function: Any, *arguments: Any) -> float:
+    """Returns the FLOPs of a function's trace: two for a multiply-accumulate, padding included, one for any other element."""
+    return _walk(jax.make_jaxpr(function)(*arguments).jaxpr)[1]
+
+
 def _bytes(tree: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 

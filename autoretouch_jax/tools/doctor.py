@@ -18,7 +18,7 @@ import numpy as np
 from autoretouch_jax.config import ParallelConfig
 from autoretouch_jax.config.paths import is_remote
 from autoretouch_jax.errors import EXIT_DONE, EXIT_FAILED, Refused, first_line
-from autoretouch_jax.runtime import devices, processes, storage
+from autoretouch_jax.runtime import compile_cache, devices, processes, storage
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
 MEGABYTES = 16  # of the all-reduce that is timed
@@ -123,9 +123,21 @@ def _cache() -> Iterator[Finding]:
             free = shutil.disk_usage(folder).free / 1e9
         mark = "ok" if free > FREE else "note"
         yield Finding(mark, name, f"{folder}: can be written, {free:.0f} GB free")
-    compiled = jax.config.values.get("jax_compilation_cache_dir")
-    hint = "none; JAX_COMPILATION_CACHE_DIR=FOLDER saves the compilation at every restart"
-    yield Finding("ok" if compiled else "note", "compiled", compiled or hint)
+    yield _compiled()
+
+
+def _compiled() -> Finding:
+    """Says where compiled programs are kept, and how many there are."""
+    if not jax.config.values.get("jax_enable_compilation_cache"):
+        return Finding("note", "compiled", "switched off by JAX_ENABLE_COMPILATION_CACHE: every start compiles its programs")
+    home = jax.config.values.get("jax_compilation_cache_dir")
+    if not home:
+        hint = f"{compile_cache.folder()} cannot be used; JAX_COMPILATION_CACHE_DIR=FOLDER names another folder"
+        return Finding("note", "compiled", f"every start compiles its programs: {hint}")
+    if is_remote(home):
+        return Finding("ok", "compiled", home)
+    sizes = [path.stat().st_size for path in Path(home).glob("*-cache")]
+    return Finding("ok", "compiled", f"{home}: {len(sizes)} programs, {sum(sizes) / 1e6:.0f} MB")
 
 
 def _workdir(workdir: str) -> Iterator[Finding]:
