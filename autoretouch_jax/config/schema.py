@@ -14,6 +14,8 @@ from autoretouch_jax.config.networks import AutoRetouch, AutoRetouchPatchGAN, Di
 # Where a model edits a photograph. `auto`: the faces that the detector is sure of, or the whole photograph if the model was
 # trained without faces. `all`: also those of which the detector is less sure. `off`: the whole photograph as it is.
 Faces = Literal["auto", "all", "off"]
+# What a retouched file keeps of the photograph's metadata. `safe` drops the location and embedded previews.
+Metadata = Literal["keep", "safe", "none"]
 # What a model can be chosen by, on pairs. Each is over images that the pairs determine, and better when higher.
 PairMetric = Literal["psnr_pooled", "edit_psnr_pooled", "psnr_rgb_u8", "edit_psnr", "edit_recovered", "ssim_rgb_u8_gauss11"]
 

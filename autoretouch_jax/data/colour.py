@@ -1,4 +1,4 @@
-"""Colour profiles (ICC): decoded images to sRGB, and pixels from sRGB back to a profile.
+"""Colour profiles (ICC): decoded images to sRGB. `spaces.py` carries changes back to a photograph's own colours.
 
 Relative colorimetric with black point compensation, which photo editors use by default: a source in another profile meets a
 target that an editor has converted to sRGB. For the usual RGB profiles, which are a matrix and three curves, every rendering
@@ -7,6 +7,7 @@ intent gives the same colours, apart from the white point of the absolute one.
 
 import functools
 import io
+import struct
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -15,6 +16,9 @@ INTENT, FLAGS = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINT
 # Levels by which a profile may differ from sRGB and still be taken for it. There are many sRGB profiles, rounded in different
 # ways, and a conversion would change pixels of a pair whose other side has none.
 SAME = 2
+# Adobe RGB (1998): the XYZ of red, green and blue for profiles' white point, as its ICC profile states them, and its power.
+ADOBE_RGB = {b"r": (0.60974, 0.31111, 0.01947), b"g": (0.20528, 0.62567, 0.06087), b"b": (0.14919, 0.06322, 0.74457)}
+ADOBE_POWER, WHITE = 563, (0.9642, 1.0, 0.8249)  # the power times 256; D50
 PROFILES = 64  # transforms that are kept; a data set has few profiles
 
 
@@ -37,23 +41,30 @@ def is_srgb(profile: bytes) -> bool:
     return _to_srgb(profile, "RGB") is None
 
 
-def pixels_to_srgb(pixels: np.ndarray, profile: bytes) -> np.ndarray:
-    """Converts `uint8[H, W, 3]` from a profile to sRGB. A profile that `srgb` would ignore changes nothing."""
-    transform = _to_srgb(profile, "RGB")
-    return pixels if transform is None else np.asarray(transform.apply(Image.fromarray(pixels)))
+def converts(profile: bytes, mode: str, both_ways: bool = False) -> bool:
+    """Whether pixels of a mode are converted from a profile to sRGB; with `both_ways`, whether they also can be back."""
+    return _to_srgb(profile, mode) is not None and not (both_ways and _from_srgb(profile, mode) is None)
 
 
-def change_from_srgb(pixels: np.ndarray, change: np.ndarray, profile: bytes) -> np.ndarray:
-    """Converts a change of sRGB pixels to one of the same pixels in a profile. Where nothing changes, that stays so.
+@functools.cache
+def srgb_profile() -> bytes:
+    """The ICC profile of sRGB."""
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
-    `pixels` are uint8 and `change` is int16, both `[H, W, 3]` in 8-bit levels.
-    """
-    transform = _from_srgb(profile) if _to_srgb(profile, "RGB") is not None else None
-    if transform is None:
-        return change
-    after = np.clip(pixels + change, 0, 255).astype(np.uint8)
-    before, after = (np.asarray(transform.apply(Image.fromarray(image))) for image in (pixels, after))
-    return after.astype(np.int16) - before
+
+@functools.cache
+def adobe_rgb_profile() -> bytes:
+    """An ICC profile of Adobe RGB (1998), for cameras that name it in EXIF alone."""
+    xyz = lambda values: b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65536) for value in values))  # noqa: E731
+    tags = {b"desc": b"desc\0\0\0\0\0\0\0\x0aAdobe RGB\0" + bytes(79), b"wtpt": xyz(WHITE)}
+    tags |= {name + b"XYZ": xyz(values) for name, values in ADOBE_RGB.items()}
+    tags |= {name + b"TRC": b"curv\0\0\0\0" + struct.pack(">IHH", 1, ADOBE_POWER, 0) for name in ADOBE_RGB}
+    place, table, body = 132 + 12 * len(tags), struct.pack(">I", len(tags)), b""
+    for name, content in tags.items():
+        table += struct.pack(">4sII", name, place + len(body), len(content))
+        body += content.ljust(-(-len(content) // 4) * 4, b"\0")
+    head = struct.pack(">I4xI4s4s4s12x4s", 128 + len(table) + len(body), 0x02400000, b"mntr", b"RGB ", b"XYZ ", b"acsp")
+    return head.ljust(68, b"\0") + xyz(WHITE)[8:].ljust(60, b"\0") + table + body
 
 
 def in_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -76,11 +87,11 @@ def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 
 @functools.lru_cache(maxsize=PROFILES)
-def _from_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
+def _from_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """The transform from sRGB to a profile, or None where the profile is one of an input device, which has only one way."""
     try:
         own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        return ImageCms.buildTransform(ImageCms.createProfile("sRGB"), own, "RGB", "RGB", INTENT, FLAGS)
+        return ImageCms.buildTransform(ImageCms.createProfile("sRGB"), own, "RGB", mode, INTENT, FLAGS)
     except (ImageCms.PyCMSError, OSError):
         return None
 

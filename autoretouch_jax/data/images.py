@@ -20,7 +20,7 @@ from autoretouch_jax.errors import BadInput, first_line
 
 AVIF = "avif" in features.modules and bool(features.check_module("avif"))  # Pillow reads it from 11.3 on
 # By their ending, and not by content: opening every file of a data set takes minutes.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", *((".avif",) if AVIF else ()))
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp", *((".avif",) if AVIF else ()))
 # Only these of Pillow's formats: of these it is known how they state their depth, orientation and end.
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", *(("AVIF",) if AVIF else ()))
 MAX_PIXELS = 250_000_000  # telephones make photographs of 201 million pixels, which take 0.8 GB decoded
@@ -74,7 +74,7 @@ def read_header(path: Path | BinaryIO) -> tuple[Header | None, str]:
         with _opened(path) as file, Image.open(file, formats=FORMATS) as image:
             fault = _fault(image, file)
             if not fault:
-                _read_late_metadata(image, file)
+                read_late_metadata(image, file)
             turned = orientation_of(image) >= FIRST_TURNED
             header = Header(*(image.size[::-1] if turned else image.size), image.mode)
             return header, fault or ("" if is_whole(image, file) else "cut short (the file's end is missing)")
@@ -86,7 +86,8 @@ def _opened(path: Path | BinaryIO) -> contextlib.AbstractContextManager[BinaryIO
     return path.open("rb") if isinstance(path, Path) else contextlib.nullcontext(path)
 
 
-def _read_late_metadata(image: Image.Image, file: BinaryIO) -> None:
+def read_late_metadata(image: Image.Image, file: BinaryIO) -> None:
+    """Reads metadata that follow the pixels of an opened PNG, so that `orientation_of` knows them."""
     # Pillow reads metadata that follow the pixels of a PNG together with them. Few files have such metadata.
     if image.format == "PNG" and any(name in tail(file) for name in LATE_METADATA):
         image.load()
@@ -155,7 +156,7 @@ def read_rgb(path: Path | BinaryIO, name: str = "") -> np.ndarray:
 def is_plain(file: BinaryIO) -> bool:
     """Whether an open image file, one that `read_rgb` can read, stores its pixels upright and in sRGB."""
     with Image.open(file, formats=FORMATS) as image:
-        _read_late_metadata(image, file)
+        read_late_metadata(image, file)
         return orientation_of(image) == 1 and srgb(image) is image
 
 
@@ -176,7 +177,12 @@ def orientation_of(image: Image.Image) -> int:
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Turns pixels as they are stored, `[h, w, …]`, to how a viewer shows them, `[H, W, …]`."""
-    return np.ascontiguousarray(_mirrored(pixels.swapaxes(0, 1) if orientation >= FIRST_TURNED else pixels, orientation))
+    return np.ascontiguousarray(upright_view(pixels, orientation))
+
+
+def upright_view(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Returns what `upright` does, without a copy: what is written to it is written to the pixels."""
+    return _mirrored(pixels.swapaxes(0, 1) if orientation >= FIRST_TURNED else pixels, orientation)
 
 
 def as_stored(pixels: np.ndarray, orientation: int) -> np.ndarray:

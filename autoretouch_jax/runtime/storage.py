@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,17 @@ def replacing(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def remove_parts(paths: Iterable[Path]) -> None:
+    """Removes what `replacing` has left beside these files when its process was killed. Nothing may be writing them now."""
+    names: dict[Path, set[str]] = {}
+    for path in paths:
+        names.setdefault(path.parent, set()).add(path.name)
+    for folder, own in names.items():
+        for part in folder.glob("*.????????.part"):
+            if part.name.rsplit(".", 2)[0] in own:
+                part.unlink(missing_ok=True)
 
 
 def write(path: Any, content: bytes | str) -> None:
