@@ -23,7 +23,7 @@ from autoretouch_jax.demo import faces
 # In this order, because later pages use what earlier ones have made.
 PAGES = ["docs/training.md", "docs/monitoring.md", "docs/data.md", "README.md", "docs/metrics.md", "docs/planning.md",
          "docs/sweeps.md", "docs/many_devices.md", "docs/retouching.md",
-         "docs/speed.md"]  # fmt: skip
+         "docs/speed.md", "docs/export.md"]  # fmt: skip
 OTHER_PAGES = ["docs/exit_statuses.md", "docs/published.md", "docs/extending.md", "docs/serving.md"]
 SMALL = {
     "autoretouch": {"width": 4, "blocks": 1},
