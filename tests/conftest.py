@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -37,6 +38,13 @@ from autoretouch_jax.demo import faces
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
+
+
+@pytest.fixture(autouse=True)
+def _no_programs_of_other_tests():
+    """A test may have replaced a part of the step, which the programs that it made still hold."""
+    if compilation := sys.modules.get("autoretouch_jax.training.compilation"):
+        compilation._program.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -177,7 +177,7 @@ def test_what_eight_devices_saved_goes_on_on_four_two_and_one(spread_config, tmp
     for devices in (8, 4, 2, 1):
         trainer = loop.Trainer(edited(saved, train={"steps": 4}, parallel={"devices": devices}))
         with Checkpoints(tmp_path / "eight" / "checkpoints") as checkpoints:
-            state, _ = checkpoints.restore(3, trainer.init(), trainer.shardings)
+            state, _ = checkpoints.restore(3, trainer.shapes, trainer.init)
         batch = next(trainer.batches(3))
         _, metrics = trainer.step(state, trainer.put(batch), trainer.frozen)
         found.append((batch, float(metrics["loss/generator"])))

@@ -101,7 +101,7 @@ def test_a_run_with_spectral_norm_is_saved_and_read_again(small_config, tmp_path
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, {})
         checkpoints.wait()
-        restored = checkpoints.restore(1, trainer.init(), trainer.shardings)[0]
+        restored = checkpoints.restore(1, trainer.shapes, trainer.init)[0]
     assert jax.tree.all(jax.tree.map(np.array_equal, restored.discriminator, state.discriminator))
 
 

@@ -28,7 +28,7 @@ from autoretouch_jax.training.manifest import take_manifest
 def final_state(config, workdir: Path):
     trainer = loop.Trainer(config)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        state, clock = checkpoints.restore(checkpoints.latest(), trainer.init(), trainer.shardings)
+        state, clock = checkpoints.restore(checkpoints.latest(), trainer.shapes, trainer.init)
     return state, clock
 
 

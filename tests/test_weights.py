@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import os
 import pickle
 import threading
 import zipfile
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from autoretouch_jax.errors import Refused
-from autoretouch_jax.models import torchfile, vgg
+from autoretouch_jax.models import torchfile, vgg, vgg_weights
 from autoretouch_jax.models.vgg_weights import load_vgg, vgg_params
 from autoretouch_jax.models.weights_file import read_arrays
 from autoretouch_jax.runtime.download import download
@@ -83,6 +84,76 @@ def test_broken_files_are_refused_by_name(tmp_path):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(Refused, match=name):
             read_arrays(tmp_path / name)
+
+
+# ---- the small copies of large files ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """A weights file that counts as large, and a cache of its own."""
+    monkeypatch.setenv("AUTORETOUCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(vgg_weights, "SMALL", 0)
+    np.savez(tmp_path / "vgg.npz", **vgg_arrays("torchvision"))
+    return tmp_path / "vgg.npz"
+
+
+def refuse_to_read(*_):
+    raise AssertionError("the large file was read again")
+
+
+def test_a_large_file_is_read_once(large, tmp_path, monkeypatch):
+    module, params = load_vgg("vgg16", LAYERS, str(large))
+    (copy,) = (tmp_path / "cache" / "vgg").iterdir()
+    monkeypatch.setattr(vgg_weights, "read_arrays", refuse_to_read)
+    again, same = load_vgg("vgg16", LAYERS, str(large))
+    assert again == module
+    assert module.kind == "torchvision"
+    jax.tree.map(np.testing.assert_array_equal, same, params)
+    # Deeper layers are not in it.
+    with pytest.raises(AssertionError, match="read again"):
+        load_vgg("vgg16", ("relu2_2",), str(large))
+    # Neither another file nor a damaged copy is taken for it.
+    damaged = bytearray(copy.read_bytes())
+    damaged[-7] ^= 1
+    for content in (bytes(damaged), damaged[:1000], b""):
+        copy.write_bytes(content)
+        with pytest.raises(AssertionError, match="read again"):
+            load_vgg("vgg16", LAYERS, str(large))
+    os.utime(large, (1, 1))
+    with pytest.raises(AssertionError, match="read again"):
+        load_vgg("vgg16", LAYERS, str(large))
+
+
+def test_a_damaged_copy_is_made_again_and_a_full_disk_costs_only_the_copy(large, tmp_path, monkeypatch):
+    _, params = load_vgg("vgg16", LAYERS, str(large))
+    (copy,) = (tmp_path / "cache" / "vgg").iterdir()
+    copy.write_bytes(copy.read_bytes()[:-1])
+    assert vgg_weights._read_copy(copy) is None
+    load_vgg("vgg16", LAYERS, str(large))
+    jax.tree.map(np.testing.assert_array_equal, vgg_weights._read_copy(copy), (params, "torchvision"))
+    copy.unlink()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(vgg_weights.storage, "write", full)
+    jax.tree.map(np.testing.assert_array_equal, load_vgg("vgg16", LAYERS, str(large))[1], params)
+
+
+def test_a_download_is_hashed_once(large, monkeypatch):
+    calls = []
+    monkeypatch.setattr(vgg_weights, "download", lambda *which: calls.append(which) or large)
+    for _ in range(2):
+        load_vgg("vgg16", LAYERS, "download")
+    assert calls == [vgg_weights.TORCHVISION["vgg16"]]
+
+
+def test_a_small_file_needs_no_copy(tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTORETOUCH_CACHE", str(tmp_path / "cache"))
+    np.savez(tmp_path / "vgg.npz", **vgg_arrays("keras"))
+    load_vgg("vgg16", LAYERS, str(tmp_path / "vgg.npz"))
+    assert not (tmp_path / "cache").exists()
 
 
 # ---- state dicts written by PyTorch 2.13.0, in both of its file forms ---------------------------------------------------

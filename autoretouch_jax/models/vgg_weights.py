@@ -1,16 +1,26 @@
-"""The perceptual loss's VGG: published ImageNet weights → Flax parameters, converted exactly and checked."""
+"""The perceptual loss's VGG: published ImageNet weights → Flax parameters, converted exactly and checked.
 
+The published files hold 528 MB, mostly of layers that no loss uses. The parameters that a run needs are kept in the cache as a
+file of their own, so that later starts read a few MB.
+"""
+
+import contextlib
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from autoretouch_jax.errors import Refused
 from autoretouch_jax.models import vgg
 from autoretouch_jax.models.weights_file import read_arrays
+from autoretouch_jax.runtime import storage
 from autoretouch_jax.runtime.download import download
 
 # torchvision names a file after the first eight hexadecimal digits of its SHA-256.
@@ -20,6 +30,8 @@ TORCHVISION = {
     "alex": ("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "7be5be79"),
     "squeeze": ("https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth", "b8a52dc0"),
 }
+
+SMALL = 64_000_000  # bytes; a smaller file is read at once, without a copy
 
 
 def vgg_params(arrays: Mapping[str, np.ndarray], network: str, layers: Sequence[str]) -> tuple[dict, vgg.Preprocess]:
@@ -78,16 +90,77 @@ def load_vgg(
     # For tests, and for plans, which need only the shapes.
     if weights == "random":
         return module("torchvision"), _random_like(shapes)
-    path = download(*TORCHVISION[network]) if weights == "download" else Path(weights)
-    params, kind = vgg_params(read_arrays(path), network, layers)
+    params, kind = _read_params(network, layers, weights)
     # Keras' weights expect BGR in 0 … 255 minus the mean; an image in [-1, 1] would look almost uniform to them.
     if raw_input and kind == "keras":
-        raise Refused(f"weights {path}: --loss.vgg-input raw needs torchvision's weights, these are Keras' and expect BGR")
+        raise Refused(f"weights {weights}: --loss.vgg-input raw needs torchvision's weights, these are Keras' and expect BGR")
     for name, layer in shapes.items():
         for leaf, shape in layer.items():
             if params[name][leaf].shape != shape.shape:
-                raise Refused(f"weights {path}: {name}/{leaf} is {params[name][leaf].shape}, {network} needs {shape.shape}")
+                raise Refused(f"weights {weights}: {name}/{leaf} is {params[name][leaf].shape}, {network} needs {shape.shape}")
     return module(kind), params
+
+
+# ---- the small copies -------------------------------------------------------------------------------------------------------
+
+
+def _read_params(network: str, layers: Sequence[str], weights: str) -> tuple[dict, vgg.Preprocess]:
+    """Returns what `vgg_params` returns, from the small copy in the cache where there is one, else from the file itself."""
+    copy = _copy_path(network, layers, weights)
+    if copy and (stored := _read_copy(copy)):
+        return stored
+    # A download is compared with its checksum here, once for each copy that is made of it.
+    path = download(*TORCHVISION[network]) if weights == "download" else Path(weights)
+    params, kind = vgg_params(read_arrays(path), network, layers)
+    if copy:
+        # A disk that is full or read-only costs the copy and nothing else.
+        with contextlib.suppress(OSError):
+            _write_copy(copy, params, kind)
+    return params, kind
+
+
+def _copy_path(network: str, layers: Sequence[str], weights: str) -> Path | None:
+    """Returns where the copy of a file's parameters lies, or None for a file so small that it needs none."""
+    names = vgg.layer_names(network)
+    if weights == "download":
+        file = Path(TORCHVISION[network][0]).stem  # it holds the digest
+    else:
+        path = Path(weights).absolute()
+        if not path.is_file() or (status := path.stat()).st_size < SMALL:
+            return None
+        # A file that is replaced by another one has another size or time.
+        seen = hashlib.sha256(f"{path} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
+        file = f"{network}-{path.stem}-{seen[:12]}"
+    return storage.cache_folder() / "vgg" / f"{file}-{max(layers, key=names.index)}.safetensors"
+
+
+def _write_copy(path: Path, params: dict, kind: str) -> None:
+    flat = {name: np.ascontiguousarray(x) for name, x in flax.traverse_util.flatten_dict(params, sep="/").items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.write(path, save(flat, metadata={"kind": kind, "sha256": _digest(flat)}))
+
+
+def _read_copy(path: Path) -> tuple[dict, vgg.Preprocess] | None:
+    """Returns the parameters and their preprocessing, or None where there is no copy, or a damaged one."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:  # it maps the file into memory
+            metadata = file.metadata()
+            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None
+    if not metadata or _digest(flat) != metadata.get("sha256"):
+        return None
+    return flax.traverse_util.unflatten_dict(flat, sep="/"), metadata["kind"]
+
+
+def _digest(flat: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(flat):
+        digest.update(name.encode())
+        digest.update(flat[name])
+    return digest.hexdigest()
 
 
 def _random_like(shapes: Any) -> dict:

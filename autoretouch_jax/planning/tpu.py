@@ -69,6 +69,7 @@ def _child_environment() -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
     return environment | {
         "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",  # the plan itself is kept, and it needs what the compiler says of the program
         "TPU_SKIP_MDS_QUERY": "1",  # the metadata server answers only on a TPU VM
         "TPU_STDERR_LOG_LEVEL": "3",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # a killed child leaves a lock file behind

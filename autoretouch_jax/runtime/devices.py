@@ -121,6 +121,11 @@ def abstract(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings)
 
 
+def shardings_of(shapes: Any) -> Any:
+    """The sharding of every leaf of what `abstract` returns."""
+    return jax.tree.map(lambda leaf: leaf.sharding, shapes)
+
+
 def bytes_per_device(tree: Any, specs: Any, count: int) -> int:
     """Bytes that one device holds of a tree of shapes, sharded over `count` devices as `specs` says."""
     leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(specs, is_leaf=_is_spec), strict=True)
@@ -152,6 +157,13 @@ def spread_over_local_devices(batch: np.ndarray) -> Any:
         return batch
     mesh = Mesh(np.array(jax.local_devices()[: len(batch)]), (AXIS,))
     return jax.device_put(batch, NamedSharding(mesh, P(AXIS)))
+
+
+def copy_to_local_devices(tree: Any, count: int) -> Any:
+    """Puts a copy of every leaf on each of `count` of this process's devices, those that `spread_over_local_devices` takes."""
+    if count == 1:
+        return jax.device_put(tree)
+    return jax.device_put(tree, replicated(Mesh(np.array(jax.local_devices()[:count]), (AXIS,))))
 
 
 # ---- the step on a mesh ---------------------------------------------------------------------------------------------------

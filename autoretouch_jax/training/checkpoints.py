@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,7 +19,6 @@ from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
 
 from autoretouch_jax.config.paths import is_remote
 from autoretouch_jax.errors import Refused, first_line
-from autoretouch_jax.runtime import devices
 
 KEPT = 2  # checkpoints: the newest, and the one before it in case the disk damages it
 COMMITTED = "commit_success.txt"  # where a folder cannot be renamed, Orbax writes this file last
@@ -114,22 +113,22 @@ class Checkpoints:
         """Returns when everything saved so far is on disk."""
         self._manager.wait_until_finished()
 
-    def restore(self, step: int, like: Any, shardings: Any) -> tuple[Any, dict[str, Any]]:
-        """Returns `(state, clock)` of a step. `like` gives the tree, shapes and types, `shardings` where every leaf goes.
+    def restore(self, step: int, shapes: Any, fresh: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
+        """Returns `(state, clock)` of a step. `shapes` says which leaves to read, and where each of them goes.
 
-        A field of the state that the checkpoint does not hold, because an older version wrote it or the guard was off, keeps
-        the value that it has in `like`. A field that is None in `like` is not read.
+        A field of the state that the checkpoint does not hold, because an older version wrote it or the guard was off, gets
+        its value from the state that `fresh` returns. It is called for nothing else, because making a state takes seconds.
         """
-        abstract = devices.abstract(like, shardings)
         path = self._manager.directory / str(step) / "state"
         stored = {name for name, value in _stored_tree(path).items() if value}
-        wanted = {name: value for name, value in _fields(abstract).items() if jax.tree.leaves(value)}
+        wanted = {name: value for name, value in _fields(shapes).items() if jax.tree.leaves(value)}
         if stored == wanted.keys():
-            arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), clock=ocp.args.JsonRestore())
+            arguments = ocp.args.Composite(state=ocp.args.StandardRestore(shapes), clock=ocp.args.JsonRestore())
             restored = self._manager.restore(step, args=arguments)
             return restored.state, restored.clock
         clock = self._manager.restore(step, args=ocp.args.Composite(clock=ocp.args.JsonRestore())).clock
-        state = dataclasses.replace(like, **_read_part(path, {name: wanted[name] for name in wanted.keys() & stored}))
+        base = shapes if wanted.keys() <= stored else fresh()
+        state = dataclasses.replace(base, **_read_part(path, {name: wanted[name] for name in wanted.keys() & stored}))
         if "ema_stats" in wanted.keys() - stored:  # an older version averaged the parameters alone
             state = dataclasses.replace(state, ema_stats=jax.tree.map(jax.numpy.array, state.generator.batch_stats))
         return state, clock

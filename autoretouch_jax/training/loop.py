@@ -65,10 +65,12 @@ def run(config: Config, workdir: Any, stop: StopRequest | None = None, until: in
                 license = trainer.start_license(workdir if first else None)
                 resuming.write_data(workdir, trainer.source, trainer.manifest, license)
         processes.check_shared(workdir, config.parallel.timeout)
-        steps = trainer.config.train.steps
-        starts.note_start(workdir, first, config.parallel.timeout, min(until or steps, steps))
+        until = min(until or trainer.config.train.steps, trainer.config.train.steps)
+        starts.note_start(workdir, first, config.parallel.timeout, until)
+        if first < until:
+            trainer.compile_ahead()
         with Checkpoints(workdir / "checkpoints", config.train.checkpoint_every) as checkpoints:
-            return Run(trainer, workdir, checkpoints, stop, watch, validation, notes).train(min(until or steps, steps))
+            return Run(trainer, workdir, checkpoints, stop, watch, validation, notes).train(until)
 
 
 class Run:
@@ -87,10 +89,12 @@ class Run:
         self.trainer, self.workdir, self.checkpoints, self.stop, self.watch = trainer, workdir, checkpoints, stop, watch
         self.validation, self.notes = validation, notes
         # Everything that must be the same after a resume is in `state`; the rest starts anew.
-        self.state, self.step, self.seconds_before = trainer.init(), 0, 0.0
-        if (latest := checkpoints.latest()) is not None:
-            self.state, clock = checkpoints.restore(latest, self.state, trainer.shardings)
-            self.step, self.seconds_before = latest, clock["seconds"]
+        self.step, clock = checkpoints.latest() or 0, {"seconds": 0.0}
+        if self.step:
+            self.state, clock = checkpoints.restore(self.step, trainer.shapes, trainer.init)
+        else:
+            self.state = trainer.init()
+        self.seconds_before = clock["seconds"]
         self.started, self.skipped, self.save_failed = time.perf_counter(), self._guard_count("skipped"), False
 
     def train(self, until: int) -> int:
@@ -107,7 +111,7 @@ class Run:
             progress.say(self._stopped_early())
             return EXIT_DONE
         self.faults = pipeline.Faults(config.data, len(trainer.source))
-        batches, examples = self._batches(), publish.sample_examples(trainer, self.faults)
+        batches = self._batches()
         window, clock, metrics, done = Window(), DeviceClock(), dict[str, jax.Array](), None
 
         ending: Ending | None = None
@@ -159,7 +163,7 @@ class Run:
 
                 # ---- samples, validation and checkpoints -------------------------------------------------------------
                 if self.step % train.sample_every == 0 or self.step == train.steps:
-                    self._sample(examples)
+                    self._sample()
                 if validate:
                     self._validate()
                 if self.step % train.checkpoint_every == 0 and self.step < until and not ending:
@@ -232,9 +236,11 @@ class Run:
             self.journal.event(at, "gave_up", f"{text[0].upper()}{text[1:]}. {advice}", "bad")
             return Ending(EXIT_FAILED, False, f"{text}. {advice}")
         self.checkpoints.wait()
-        self.state, self.step = self.trainer.init(), self.checkpoints.periodic() or 0
+        self.step = self.checkpoints.periodic() or 0
         if self.step:
-            self.state, _ = self.checkpoints.restore(self.step, self.state, self.trainer.shardings)
+            self.state, _ = self.checkpoints.restore(self.step, self.trainer.shapes, self.trainer.init)
+        else:
+            self.state = self.trainer.init()
         self.checkpoints.forget_after(self.step)
         assert self.state.guard is not None
         memory = guard.after_rollback(self.state.guard, failed, at - self.step, config.guard)
@@ -246,9 +252,15 @@ class Run:
         self.journal.event(at, "rollback", f"{text}, and the batches since then are left out.", "warning")
         return None
 
-    def _sample(self, examples: dict[str, np.ndarray]) -> None:
-        with self.journal.softly("samples/"):
-            publish.sample(self.trainer, self.state, self.workdir / "samples" / f"{self.step:08d}.png", examples)
+    @functools.cached_property
+    def _examples(self) -> dict[str, np.ndarray]:
+        # Drawn when they are first needed: decoding them would hold up the first step.
+        return publish.sample_examples(self.trainer, self.faults)
+
+    def _sample(self) -> None:
+        if processes.is_first():
+            with self.journal.softly("samples/"):
+                publish.sample(self.trainer, self.state, self.workdir / "samples" / f"{self.step:08d}.png", self._examples)
 
     def _validate(self) -> None:
         """Measures the averaged weights, and keeps the best."""

@@ -3,7 +3,6 @@
 Each is the mean over an image. The step weights the images and averages over the batch.
 """
 
-import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from autoretouch_jax.models.outputs import GeneratorOutput, Scales
+from autoretouch_jax.training.scalars import is_off
 
 Features = dict[str, jax.Array]
 
@@ -40,14 +40,14 @@ def pixel(
     return _per_image(jnp.where(edit, edit_weight, trust) * error)
 
 
-def edit_weight(initial: float, steps: int, step: jax.Array) -> jax.Array:
+def edit_weight(initial: jax.Array | float, steps: jax.Array | int, step: jax.Array) -> jax.Array:
     """The weight of edited pixels at `step`: it falls linearly from `initial` to 1 over `steps`. With 0 steps it stays."""
-    if steps == 0:
+    if is_off(steps):
         return jnp.asarray(initial, jnp.float32)
     return 1.0 + (initial - 1.0) * jnp.clip(1.0 - step / steps, 0.0, 1.0)
 
 
-def perceptual(fake: Features, target: Features, weights: Sequence[float] = (), scale: str = "rms") -> jax.Array:
+def perceptual(fake: Features, target: Features, weights: Sequence[jax.Array | float] = (), scale: str = "rms") -> jax.Array:
     """The mean absolute difference of VGG features per layer, summed with `weights`, or averaged where none are given.
 
     `scale="none"` is pix2pixHD's (Wang et al. 2018, section 3.3). `scale="rms"`, ours, divides by the RMS of the target's
@@ -77,7 +77,7 @@ def feature_matching(fake: Scales, real: Scales) -> jax.Array:
     return jnp.asarray(total)
 
 
-def mask(fake: GeneratorOutput, source: jax.Array, target: jax.Array, left_share: float = 0.0) -> jax.Array:
+def mask(fake: GeneratorOutput, source: jax.Array, target: jax.Array, left_share: jax.Array | float = 0.0) -> jax.Array:
     """Binary cross-entropy of the predicted mask against where source and target differ.
 
     If retouchers left a share of the blemishes, a blemish of probability p is edited with probability (1 − share) · p. The loss
@@ -86,21 +86,21 @@ def mask(fake: GeneratorOutput, source: jax.Array, target: jax.Array, left_share
     """
     edit = jnp.any(source != target, axis=-1, keepdims=True)
     assert fake.mask_logits is not None
-    if left_share == 0:
+    if is_off(left_share):
         return _per_image(optax.sigmoid_binary_cross_entropy(fake.mask_logits, edit.astype(jnp.float32)))
     logits = fake.mask_logits
     # −log(1 − (1 − share) p), in logits. The constant −log(1 − share) of edited pixels is left out.
-    unedited = jax.nn.softplus(logits) - jax.nn.softplus(logits + math.log(left_share))
+    unedited = jax.nn.softplus(logits) - jax.nn.softplus(logits + jnp.log(left_share))
     return _per_image(jnp.where(edit, jax.nn.softplus(-logits), unedited))
 
 
-def trust_unedited(fake: GeneratorOutput, left_share: float) -> jax.Array:
+def trust_unedited(fake: GeneratorOutput, left_share: jax.Array | float) -> jax.Array:
     """The probability that an unedited pixel is no blemish that was left: float32 `[N, H, W, 1]`, without gradient.
 
     With p from the mask it is (1 − p) / (1 − (1 − share) · p) (Elkan and Noto 2008, section 3).
     """
     assert fake.mask_logits is not None
-    return jax.lax.stop_gradient(jax.nn.sigmoid(-(fake.mask_logits + math.log(left_share))))
+    return jax.lax.stop_gradient(jax.nn.sigmoid(-(fake.mask_logits + jnp.log(left_share))))
 
 
 def discriminator(kind: str, real: Scales, fake: Scales) -> jax.Array:

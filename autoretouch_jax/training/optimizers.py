@@ -9,6 +9,7 @@ import optax
 import optax.contrib
 
 from autoretouch_jax.config import OptimConfig
+from autoretouch_jax.training.scalars import is_off
 
 ADAM_RMS = 0.2  # RMS of Adam's steps at unit learning rate (Liu et al. 2025, "Muon is scalable for LLM training")
 IMAGE_CHANNELS = 12  # the most channels that an image has: 3, or 12 where pixels are folded into channels
@@ -39,13 +40,13 @@ def _matrix_dimensions(kernel: jax.Array) -> optax.contrib.MuonDimensionNumbers 
 
 def clip(gradients: Any, config: OptimConfig) -> Any:
     """Scales the gradients so that their norm is at most `clip_norm`. 0 leaves them as they are."""
-    if not config.clip_norm:
+    if is_off(config.clip_norm):
         return gradients
     return optax.clip_by_global_norm(config.clip_norm).update(gradients, optax.EmptyState())[0]
 
 
 def freeze_global(
-    gradients: dict, opt_state: optax.OptState, config: OptimConfig, steps: int, step: jax.Array
+    gradients: dict, opt_state: optax.OptState, config: OptimConfig, steps: jax.Array | int, step: jax.Array
 ) -> tuple[dict, optax.OptState]:
     """Holds the global generator inside a local enhancer fixed during the first `global_frozen_share` of `steps`.
 
@@ -54,29 +55,27 @@ def freeze_global(
     large.
     Returns the gradients and the optimizer's state to go on with.
     """
-    frozen_steps = round(config.global_frozen_share * steps)
-    if not frozen_steps:
+    if is_off(config.global_frozen_share):
         return gradients, opt_state
+    frozen_steps = jnp.round(config.global_frozen_share * steps)
     # With gradients of zero from the start, Adam's moments stay zero and the parameters do not move.
     gradients = gradients | {"global": jax.tree.map(lambda g: jnp.where(step < frozen_steps, 0, g), gradients["global"])}
     # A new state of Adam or Muon is all zeros.
     return gradients, jax.tree.map(lambda x: jnp.where(step == frozen_steps, jnp.zeros_like(x), x), opt_state)
 
 
-def schedule(config: OptimConfig, steps: int, step: jax.Array | np.integer) -> jax.Array:
+def schedule(config: OptimConfig, steps: jax.Array | int, step: jax.Array | np.integer) -> jax.Array:
     """The factor of the learning rate at `step`, in (0, 1]: linear warm-up, constant, then a linear decay.
 
     The decay takes the last `decay_share` of `steps`. Until it begins, nothing depends on `steps`, so a run can be prolonged.
     It is written out because optax's linear schedule subtracts from 1, which rounds small factors coarsely.
     """
-    warmup = jnp.clip((step + 1) / max(1, config.warmup_steps), 0.0, 1.0).astype(jnp.float32)
-    if config.decay_share == 0:
-        return warmup  # without `steps` in it, a prolonged run compiles to the same program
-    decay = jnp.clip((steps - step) / max(1.0, config.decay_share * steps), 0.0, 1.0)
+    warmup = jnp.clip((step + 1) / jnp.maximum(1, config.warmup_steps), 0.0, 1.0)
+    decay = jnp.clip((steps - step) / jnp.maximum(1.0, config.decay_share * steps), 0.0, 1.0)
     return jnp.minimum(decay, warmup).astype(jnp.float32)
 
 
-def ema_update(ema: Any, params: Any, decay: float, step: jax.Array) -> Any:
+def ema_update(ema: Any, params: Any, decay: jax.Array | float, step: jax.Array) -> Any:
     """`decay · ema + (1 − decay) · params`, with the decay warmed up so that the average forgets the initial weights.
 
     It is written out because optax's incremental update computes 1 − (1 − decay), which rounds a small decay.

@@ -47,8 +47,6 @@ def sample_examples(trainer: Trainer, faults: pipeline.Faults) -> dict[str, np.n
 
 def sample(trainer: Trainer, state: State, path: Any, examples: dict[str, np.ndarray]) -> None:
     """Writes a picture: source, output, target and difference of each sample."""
-    if not processes.is_first():
-        return
     model = current_model(trainer, state)
     output = np.stack([retouch_array(model, image, faces="off") for image in examples["source"]])
     rows = report.comparison(examples["source"], output, examples["target"])

@@ -28,6 +28,7 @@ from autoretouch_jax.models.outputs import GeneratorOutput, Scales, discriminato
 from autoretouch_jax.models.pixels import to_float
 from autoretouch_jax.runtime import devices
 from autoretouch_jax.training import guard, losses, optimizers
+from autoretouch_jax.training.scalars import is_off
 from autoretouch_jax.training.state import BatchStats, Learner, Networks, Params, State
 from autoretouch_jax.training.terms import Images, Metrics, TermEvaluator
 
@@ -50,7 +51,8 @@ def train_step(
     """One step on one device's share of the batch. `frozen` are the VGG's parameters.
 
     A loss of the batch is the mean over its images of loss times weight (`data/crops.py`; 1 where the batch has no weights).
-    Where the batch has "stop", its mean over all devices is among the metrics: see `agreed_to_stop` in `loop.py`.
+    Where the batch has "stop", its mean over all devices is among the metrics: see `agreed_to_stop` in `loop.py`. Scalars of
+    `config` may be traced arrays: see `scalars.py`.
     """
     images, microbatches = _to_images(batch), config.parallel.accumulate
     rate_factor = optimizers.schedule(config.optim, config.train.steps, state.step)
@@ -169,7 +171,7 @@ def _update_discriminator(
     def discriminator_pass(batch_stats: BatchStats, part: Images, number: Number) -> PassResult:
         fake = jax.lax.stop_gradient(make_fake(part, number))
         result = _discriminator_gradients(learner.params, batch_stats, part, fake, networks, config)
-        if config.loss.r1_weight == 0:
+        if is_off(config.loss.r1_weight):
             return result
         value, gradients = _lazy_r1(learner.params, batch_stats, part, state.step, networks, config)
         gradients = jax.tree.map(lambda a, b: a + config.loss.r1_weight * b, result.gradients, gradients)
@@ -259,10 +261,10 @@ def objective_gradient(
     """
     weights = config.loss
     edit_weight = losses.edit_weight(weights.edit_weight, weights.edit_weight_steps, step)
-    adversarial_weight = weights.adversarial_weight * jnp.minimum(1.0, (step + 1) / max(1, weights.adversarial_ramp))
+    adversarial_weight = weights.adversarial_weight * jnp.minimum(1.0, (step + 1) / jnp.maximum(1, weights.adversarial_ramp))
 
     def pixel_loss(fake: GeneratorOutput, images: Images) -> jax.Array:
-        trust = losses.trust_unedited(fake, weights.left_share) if weights.left_share else 1.0
+        trust = losses.trust_unedited(fake, weights.left_share) if not is_off(weights.left_share) else 1.0
         return losses.pixel(weights.pixel, fake.image, images.target, images.source, edit_weight, trust)
 
     def adversarial_loss(fake: GeneratorOutput, images: Images) -> jax.Array:
@@ -300,7 +302,7 @@ def objective_gradient(
         + weights.mask_weight * mask
     )
     metrics = term.values() | {"loss/generator": jnp.asarray(objective.value)} | objective.shares()
-    if weights.pixel_weight > 0:
+    if not is_off(weights.pixel_weight):
         # Logged without the edit weight, so that values are comparable over the run, next to the loss of the unchanged source.
         for name, image in (("pixel", output.image), ("pixel_identity", images.source)):
             plain = losses.pixel(weights.pixel, image, images.target, images.source, 1.0)

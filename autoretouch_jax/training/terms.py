@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from autoretouch_jax.models.outputs import GeneratorOutput
+from autoretouch_jax.training.scalars import is_off
 
 Metrics = dict[str, jax.Array]
 
@@ -61,9 +62,9 @@ class TermEvaluator:
         self._inputs, self._one_by_one = (output, images), one_by_one
         self._terms: dict[str, Term] = {}
 
-    def __call__(self, name: str, weight: float, loss: Callable[[GeneratorOutput, Images], jax.Array]) -> Term:
+    def __call__(self, name: str, weight: jax.Array | float, loss: Callable[[GeneratorOutput, Images], jax.Array]) -> Term:
         """Returns the mean of `loss` over the images, weighted by their weights. With a weight of 0 nothing is computed."""
-        if weight == 0:
+        if is_off(weight):
             return Term(0.0, {})
         if self._one_by_one:
             gradients = {name: term.gradients for name, term in self._terms.items()}

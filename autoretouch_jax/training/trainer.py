@@ -16,10 +16,10 @@ from autoretouch_jax.data.opening import open_source, typical_face_size
 from autoretouch_jax.models.folder import load_model
 from autoretouch_jax.runtime import devices, processes, storage
 from autoretouch_jax.training.checkpoints import read_discriminator
-from autoretouch_jax.training.compilation import compiled_step
+from autoretouch_jax.training.compilation import compiled_step, fresh_state, sharded_batch_shapes
 from autoretouch_jax.training.manifest import Manifest, take_manifest
 from autoretouch_jax.training.resuming import read_data
-from autoretouch_jax.training.state import State, check_start, init_state, make_networks, start_from
+from autoretouch_jax.training.state import State, check_start, make_networks, start_from
 
 
 class Trainer:
@@ -43,7 +43,8 @@ class Trainer:
         has_discriminator = start and self.networks.discriminator
         self._start_discriminator = read_discriminator(storage.open_path(start) / "checkpoints") if has_discriminator else {}
         self.frozen = devices.replicate(frozen, self.mesh)
-        self.shardings, self.step = compiled_step(config, self.networks, self.mesh)
+        self.shapes, self.step = compiled_step(config, self.networks, self.mesh)
+        self.shardings = devices.shardings_of(self.shapes)
 
     @functools.cached_property
     def face_size(self) -> float | None:
@@ -55,13 +56,22 @@ class Trainer:
         """The names and marks of all data, taken once for each start."""
         return take_manifest(self.source, self.negatives)
 
+    def compile_ahead(self) -> None:
+        """Begins to compile the step in the background."""
+        batch = sharded_batch_shapes(self.config, self.mesh)
+        if processes.count() > 1:
+            batch["stop"] = batch["weight"]  # see `put`
+        # What pmap compiles ahead, it would compile again when it is called.
+        if self.config.parallel.mode == "jit":
+            self.step.compile_ahead(batch, self.frozen)
+
     def start_license(self, workdir: Any) -> str | None:
         """The licence of the data that the model to start from was trained on, if any. A resumed run's `workdir` states it."""
         return self.start.data_license if self.start else read_data(workdir).get("start_license")
 
     def init(self) -> State:
         """Returns a fresh state on the devices. Its weights are those of the run or model to start from, if any."""
-        state = init_state(self.config, self.networks)
+        state = fresh_state(self.config, self.networks, self.mesh)
         if self.start:
             state = start_from(state, self.start, self._start_discriminator, self.config)
         return devices.put(state, self.shardings)

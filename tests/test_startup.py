@@ -1,0 +1,350 @@
+"""Starting: other scalars are the same program, it is compiled once and kept, and a resumed run makes no fresh state."""
+
+import dataclasses
+import gc
+import os
+import shutil
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import zstandard
+from conftest import ROOT, edited
+from optuna import distributions
+from test_step import batch
+
+from autoretouch_jax.config import PatchGAN, Retouch
+from autoretouch_jax.config.loading import with_values
+from autoretouch_jax.data.folders import PairSource
+from autoretouch_jax.demo import demo
+from autoretouch_jax.runtime import compile_cache, devices
+from autoretouch_jax.sweeps import sweep
+from autoretouch_jax.tools import doctor
+from autoretouch_jax.training import compilation, loop
+from autoretouch_jax.training.scalars import ALWAYS, UNLESS_OFF, is_off, scalars, without_scalars
+from autoretouch_jax.training.state import init_state, make_networks
+from autoretouch_jax.training.step import train_step
+from autoretouch_jax.training.trainer import Trainer
+
+EVERYTHING_ON = {
+    "optim.clip_norm": 5.0,
+    "loss.feature_matching_weight": 1.0,
+    "loss.mask_weight": 1.0,
+    "loss.perceptual_weight": 1.0,
+    "loss.perceptual_layers": ("relu1_1",),
+    "loss.perceptual_layer_weights": (0.7,),
+    "loss.vgg_weights": "random",
+    "loss.r1_weight": 0.1,
+    "loss.left_share": 0.2,
+    "loss.edit_weight": 4.0,
+    "loss.edit_weight_steps": 10,
+}
+
+
+@pytest.fixture
+def everything(small_config):
+    """A run with every loss and remedy on. Of all keys it lacks `optim.global_frozen_share`, which needs a local enhancer."""
+    networks = {"generator": Retouch(width=4, levels=2, blocks=1), "discriminator": PatchGAN(width=4, norm="none", layers=2)}
+    return with_values(dataclasses.replace(small_config, **networks), EVERYTHING_ON)
+
+
+def changed(config, *keys):
+    """The config with another value of each key that is not off. Decays and shares stay below 1."""
+    values = {}
+    for key in keys:
+        group, name = key.split(".")
+        value = getattr(getattr(config, group), name)
+        if not is_off(value) or key in ALWAYS:
+            values[key] = jax.tree.map(lambda x: x + 3 if isinstance(x, int) else 0.9 * x, value)
+    return with_values(config, values)
+
+
+# ---- one program ------------------------------------------------------------------------------------------------------------
+
+
+def lowered(config) -> str:
+    networks, frozen = make_networks(config)
+    compilation._program.cache_clear()
+    return compilation.lowered_step(config, networks, frozen, devices.make_mesh(config.parallel, config.train.batch)).as_text()
+
+
+def test_other_scalars_are_the_same_program(everything):
+    """To the letter, so that JAX finds it among the compiled ones of an earlier process."""
+    before = lowered(everything)
+    assert lowered(changed(everything, *ALWAYS, *UNLESS_OFF)) == before
+    # A whole number where a float is meant is no other program either.
+    rates = {"generator_lr": 7e-4, "discriminator_lr": 3e-4, "warmup_steps": 3, "decay_share": 0.25, "clip_norm": 5, "ema": 0.5}
+    other = edited(everything, loss={"edit_weight": 4}, optim=rates, train={"steps": 77, "seed": 4}, guard={"spike": 50})
+    assert lowered(other) == before
+
+
+@pytest.mark.parametrize("key", ["loss.mask_weight", "loss.r1_weight", "optim.clip_norm", "loss.edit_weight_steps"])
+def test_a_scalar_of_zero_leaves_something_out_of_the_program(everything, key):
+    config = with_values(everything, {"loss.left_share": 0.0})
+    off = with_values(config, {key: 0 if key.endswith("steps") else 0.0})
+    assert without_scalars(config) != without_scalars(off)
+    assert key in scalars(config)
+    assert key not in scalars(off)
+
+
+def test_every_weight_of_a_loss_is_an_argument(small_config):
+    weights = {f"loss.{field.name}" for field in dataclasses.fields(small_config.loss) if field.name.endswith("_weight")}
+    assert weights <= {*ALWAYS, *UNLESS_OFF}, "a new weight is a number in the program until it stands here"
+
+
+def test_arrays_of_scalars():
+    assert is_off(0)
+    assert is_off(0.0)
+    assert not is_off(0.5)
+    assert not is_off(()), "no weights of layers is not a weight of 0"
+    assert not jax.jit(lambda x: jax.numpy.asarray(is_off(x)))(0.0), "an argument of a program can be any number"
+    config = edited(demo.load("demo.py"), train={"seed": 2**32 - 1}, loss={"pixel_weight": 100})
+    values = scalars(config)
+    assert values["train.seed"].dtype == values["train.steps"].dtype == np.int32
+    assert values["loss.pixel_weight"].dtype == np.float32
+    # Seeds of up to 32 bits stay different, and draw the same as the number itself.
+    for seed in (0, 7, 2**31 + 5, 2**32 - 1):
+        given = scalars(edited(config, train={"seed": seed}))["train.seed"]
+        a, b = (jax.random.key_data(jax.random.key(x)) for x in (given, np.uint32(seed)))
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_the_program_computes_what_the_numbers_of_the_config_say(everything, small_config, mode):
+    """Against the same step with the numbers compiled into it, at step 4: there every ramp and decay is on its way."""
+    config = everything if mode == "jit" else small_config
+    config = edited(config, parallel={"mode": mode, "devices": 2}, optim={"warmup_steps": 9}, loss={"adversarial_ramp": 8})
+
+    def one_step(config, as_numbers: bool):
+        trainer = Trainer(config)
+        state = dataclasses.replace(trainer.init(), step=devices.put(np.int32(4), trainer.shardings.step))
+
+        def plain(*arguments):
+            return train_step(*arguments, networks=trainer.networks, config=config)
+
+        step = devices.wrap_step(plain, trainer.mesh, mode) if as_numbers else trainer.step
+        state, metrics = step(state, trainer.put(batch()), trainer.frozen)
+        return jax.device_get((state.generator.opt_state.mu, metrics))
+
+    other = changed(config, *ALWAYS, *UNLESS_OFF)
+    results = [one_step(one, as_numbers) for one in (config, other) for as_numbers in (True, False)]
+    for plain, ours in (results[:2], results[2:]):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-5 * np.abs(a).max()), plain, ours)
+    assert not np.allclose(results[1][1]["learning_rate"], results[3][1]["learning_rate"])
+    assert not np.allclose(results[1][1]["loss/generator"], results[3][1]["loss/generator"])
+
+
+# ---- compiled once ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def traces(monkeypatch) -> list[int]:
+    """Grows by one each time the step is traced, which it is before it is compiled."""
+    seen: list[int] = []
+
+    def counted(*arguments, **named):
+        seen.append(1)
+        return train_step(*arguments, **named)
+
+    monkeypatch.setattr(compilation, "train_step", counted)
+    compilation._program.cache_clear()
+    return seen
+
+
+@pytest.fixture
+def events():
+    """How often JAX has reported each event."""
+    counts: dict[str, int] = {}
+
+    def count(event, **_):
+        counts[event] = counts.get(event, 0) + 1
+
+    jax.monitoring.register_event_listener(count)
+    yield counts
+    jax.monitoring.unregister_event_listener(count)
+
+
+def test_a_sweep_of_rates_compiles_once(small_config, module_pairs, tmp_path, traces):
+    base = edited(small_config, train={"steps": 1, "trackers": ()})
+    space = {
+        "optim.generator_lr": distributions.CategoricalDistribution([1e-4, 2e-4, 4e-4]),
+        "loss.pixel_weight": distributions.CategoricalDistribution([50.0]),
+    }
+    definition = sweep.Sweep(base, space, 3, tmp_path / "sweep", "grid", "psnr_pooled", 1, None)
+    assert sweep.run(definition, PairSource(*module_pairs)) == 0
+    assert len(list((tmp_path / "sweep" / "trials").iterdir())) == 3
+    assert traces == [1], "one program for all trials"
+
+
+def test_the_demo_measures_its_speed_with_the_program_that_it_trains_with(small_config, tmp_path, traces, monkeypatch):
+    monkeypatch.setattr(demo, "TIMED_SECONDS", 0.0)
+    config = edited(small_config, train={"sample_every": 1000, "checkpoint_every": 1000})
+    steps = demo.steps_for(config, 1e-3)
+    assert loop.run(edited(config, train={"steps": steps}), tmp_path / "run") == 0
+    assert traces == [1]
+
+
+def test_a_later_process_with_another_rate_reads_the_compiled_step(small_config, events):
+    def first_step(config):
+        jax.clear_caches()
+        compilation._program.cache_clear()
+        events.clear()
+        trainer = Trainer(config)
+        jax.block_until_ready(trainer.step(trainer.init(), trainer.put(batch()), trainer.frozen))
+        return events.get("/jax/compilation_cache/cache_misses", 0), events.get("/jax/compilation_cache/cache_hits", 0)
+
+    first_step(edited(small_config, generator={"width": 6}))
+    misses, hits = first_step(edited(small_config, generator={"width": 6}, optim={"generator_lr": 3e-3}, train={"steps": 9}))
+    assert misses == 0
+    assert hits > 0
+
+
+def test_a_resumed_run_makes_no_fresh_state(small_config, tmp_path, monkeypatch):
+    assert loop.run(small_config, tmp_path / "run", until=3) == 0
+
+    def refuse(self):
+        raise AssertionError("a state was made only to be thrown away")
+
+    monkeypatch.setattr(Trainer, "init", refuse)
+    assert loop.run(small_config, tmp_path / "run") == 0
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_the_step_compiled_ahead_is_the_one_that_is_called(small_config, tmp_path, traces, mode):
+    """Had it other shapes, shardings or types than the real batches and state, the step would be compiled twice."""
+    sharded = {"optimizer_state": "sharded" if mode == "jit" else "replicated"}
+    config = edited(small_config, parallel={"devices": 4, "mode": mode} | sharded, train={"sample_every": 1000})
+    assert loop.run(config, tmp_path / "run", until=2) == 0
+    assert loop.run(config, tmp_path / "run", until=3) == 0
+    assert traces == [1]
+
+
+def test_what_fails_while_compiling_ahead_fails_in_the_step():
+    class Program:
+        """A step that cannot be compiled."""
+
+        def lower(self, *_):
+            return self
+
+        def compile(self):
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+        def __call__(self, *_):
+            self.compile()
+
+    step = compilation.Step(Program(), None, {})
+    step.compile_ahead({}, None)
+    assert gc.isenabled()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        step(None, {}, None)
+
+
+def test_the_fresh_state_is_the_one_of_the_seed(small_config):
+    config = edited(small_config, train={"seed": 5}, generator={"norm": "batch"})
+    trainer = Trainer(config)
+    expected = init_state(config, trainer.networks)
+    jax.tree.map(np.testing.assert_array_equal, trainer.init(), expected)
+    other = Trainer(edited(config, train={"seed": 6})).init()
+    assert not np.array_equal(*(jax.tree.leaves(state.generator.params)[-1] for state in (other, expected)))
+
+
+# ---- where compiled programs are kept ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """A user's cache folder, and an environment in which nothing about compiled programs has been decided."""
+    monkeypatch.setenv("AUTORETOUCH_CACHE", str(tmp_path / "cache"))
+    for name in (compile_cache.FOLDER, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        monkeypatch.delenv(name)
+    return tmp_path / "cache"
+
+
+def test_compiled_programs_are_kept_in_the_users_cache(cache):
+    compile_cache.enable()
+    assert os.environ[compile_cache.FOLDER] == str(compile_cache.folder())
+    assert compile_cache.folder().is_relative_to(cache)
+    assert compile_cache.folder().stat().st_mode & 0o077 == 0, "whoever can write there can run code as this user"
+
+
+def test_a_folder_that_the_user_has_chosen_stays(cache, monkeypatch):
+    monkeypatch.setenv(compile_cache.FOLDER, "/elsewhere")
+    compile_cache.enable()
+    assert os.environ[compile_cache.FOLDER] == "/elsewhere"
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("fault", ["a file in its place", "another user's", "read-only", "full"])
+def test_without_a_usable_folder_there_is_no_cache_and_no_error(cache, monkeypatch, fault):
+    if fault == "a file in its place":
+        cache.write_text("")
+    if fault == "another user's":
+        real = os.getuid()
+        monkeypatch.setattr(os, "getuid", lambda: real + 1)
+    if fault == "read-only":
+        monkeypatch.setattr(os, "access", lambda *_: False)
+    if fault == "full":
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12, 0))
+    compile_cache.enable()
+    assert compile_cache.FOLDER not in os.environ
+
+
+def entry(home: Path, name: str, size: int, age: float) -> Path:
+    """An entry of the cache as JAX writes it, that was last used `age` seconds ago."""
+    path = home / f"{name}-cache"
+    path.write_bytes(zstandard.ZstdCompressor().compress(np.random.default_rng(0).bytes(size)))
+    os.utime(path, (time.time() - age, time.time() - age))
+    return path
+
+
+def test_the_least_recently_used_programs_make_room(tmp_path):
+    home = tmp_path / "processor"
+    home.mkdir()
+    oldest, used, newest = (entry(home, name, 10_000, age) for name, age in (("a", 9000), ("b", 6000), ("c", 3000)))
+    os.utime(oldest, (time.time() - 100, time.time() - 9000))  # read a moment ago
+    compile_cache.tidy(tmp_path, 25_000)
+    assert [path.exists() for path in (oldest, used, newest)] == [True, False, True]
+    compile_cache.tidy(tmp_path, 25_000)
+    assert newest.exists()
+
+
+def test_an_entry_that_is_cut_short_is_deleted_and_one_that_is_being_written_stays(tmp_path):
+    whole, cut, written = (entry(tmp_path, name, 1000, age) for name, age in (("a", 500), ("b", 500), ("c", 1)))
+    for path in (cut, written):
+        status = path.stat()
+        path.write_bytes(path.read_bytes()[:-10])
+        os.utime(path, (status.st_atime, status.st_mtime))
+    compile_cache.tidy(tmp_path, 1e9)
+    assert [path.exists() for path in (whole, cut, written)] == [True, False, True]
+    # Only what is new since then is read again.
+    os.utime(written, (time.time() - 30, time.time() - 30))
+    whole.write_bytes(b"")
+    os.utime(whole, (time.time() - 500, time.time() - 500))
+    compile_cache.tidy(tmp_path, 1e9)
+    assert whole.exists()
+
+
+def test_the_command_keeps_programs_and_the_doctor_shows_where(cache):
+    """In a process of its own, because JAX reads the environment once. `doctor` compiles an all-reduce."""
+    environment = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    command = [sys.executable, "-m", "autoretouch_jax.cli", "doctor"]
+    said = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT).stdout
+    (line,) = [line for line in said.splitlines() if " compiled " in line]
+    assert line.startswith("ok")
+    assert str(compile_cache.folder()) in line
+    assert list(compile_cache.folder().glob("*-cache"))
+
+
+def test_the_doctor_says_why_nothing_is_kept(monkeypatch):
+    before = jax.config.values
+    for changes, words in (
+        ({"jax_compilation_cache_dir": None}, "every start compiles its programs"),
+        ({"jax_enable_compilation_cache": False}, "switched off by JAX_ENABLE_COMPILATION_CACHE"),
+    ):
+        monkeypatch.setattr(doctor, "jax", types.SimpleNamespace(config=types.SimpleNamespace(values=before | changes)))
+        assert words in doctor._compiled().result
