@@ -160,6 +160,15 @@ def test_a_face_close_to_the_trained_size_is_not_resampled(darkening):
     assert darkening == [tuple(part.stop - part.start + 2 * margin for part in area)]
 
 
+def test_around_a_face_the_photograph_is_mirrored_beyond_its_border():
+    photo = np.arange(20 * 30 * 3, dtype=np.uint16).reshape(20, 30, 3)
+    cut = edit_module._cut(photo, (slice(2, 10), slice(20, 30)), 4)
+    assert cut.shape == (16, 18, 3)
+    np.testing.assert_array_equal(cut[2:, :14], photo[:14, 16:30])
+    np.testing.assert_array_equal(cut[:2], cut[4:2:-1])
+    np.testing.assert_array_equal(cut[:, -4:], cut[:, -6:-10:-1])
+
+
 def test_around_a_face_the_network_gives_what_it_gives_on_the_whole_photograph():
     import jax
 
@@ -171,8 +180,8 @@ def test_around_a_face_the_network_gives_what_it_gives_on_the_whole_photograph()
     rng = np.random.default_rng(0)
     net = Model(config, jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes))
     image, margin = rng.integers(0, 256, (128, 192, 3), dtype=np.uint8), config.receptive_radius + 1
-    # What the network is shown starts at a multiple of its grid in one axis, and at the photograph's border in the other.
-    area = np.s_[margin + 8 : margin + 70, 3:100]
+    # What the network is shown starts at multiples of its grid, as its strides do in the whole photograph.
+    area = np.s_[margin + 8 : margin + 70, margin + 4 : margin + 90]
     whole, mask = network_output(net, image)
     channels, own_mask = edit_module._scaled_edit(net, image, area, 1.0)
     assert np.abs(np.stack(list(channels), -1) + image[area] - whole[area]).max() <= 1

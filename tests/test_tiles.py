@@ -267,7 +267,7 @@ def test_the_users_mask_multiplies_the_change():
     np.testing.assert_array_equal(final[:, 15:], full[:, 15:])
 
 
-def test_a_face_at_the_border_is_computed_without_a_mirror(monkeypatch):
+def test_a_face_at_the_border_is_computed_with_a_margin_of_the_radius(monkeypatch):
     seen = []
 
     def network(model, image, plan):
@@ -284,6 +284,6 @@ def test_a_face_at_the_border_is_computed_without_a_mirror(monkeypatch):
         found = find_edit(model, photo, "all")
         assert (found.change[:40, -20:] == -8).all()
         assert (found.change[400:] == 0).all()
-        # The window, and the radius on the sides where the photograph goes on.
-        height, width = factor * (20 + 0.12 * size + 1.1 * size) + radius, factor * (10 + 0.8 * size) + radius
-        assert np.abs(np.array(seen[-1][:2]) - (height, width)).max() < 3
+        # The part of the window that lies in the photograph, and the radius on all sides.
+        height, width = factor * (20 + 0.12 * size + 1.1 * size) + 2 * radius, factor * (10 + 0.8 * size) + 2 * radius
+        assert np.abs(np.array(seen[-1][:2]) - (height, width)).max() < 5
