@@ -73,9 +73,7 @@ def test_a_generator_is_measured_at_every_size(small_config, tmp_path, capsys):
 
 def test_training_from_data_is_measured_with_its_wait_for_them(small_config, pair_folders, capsys):
     source, target = pair_folders
-    config = dataclasses.replace(
-        on_one_device(small_config), data=DataConfig(source=str(source), target=str(target), crop=32)
-    )
+    config = dataclasses.replace(on_one_device(small_config), data=DataConfig(source=str(source), target=str(target), crop=32))
     assert bench_step.e2e(config, 4, None) == 0
     (figures,) = lines(capsys.readouterr().out)
     assert figures["steps"] == 4
