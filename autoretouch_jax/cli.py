@@ -131,7 +131,7 @@ def _retouch(argv: Argv) -> int:
 
 def _export(argv: Argv) -> int:
     arguments = parse("export", argv)
-    from autoretouch_jax.inference import export
+    from autoretouch_jax.inference.export import export
 
     return export.run(arguments.model, arguments.to, arguments.out, arguments.precision)
 

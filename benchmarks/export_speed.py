@@ -19,9 +19,9 @@ import onnxruntime
 
 from autoretouch_jax.config import networks
 from autoretouch_jax.demo import faces
-from autoretouch_jax.inference.export import whole_gate
-from autoretouch_jax.inference.onnx_model import onnx_model
-from autoretouch_jax.inference.stablehlo import retouching
+from autoretouch_jax.inference.export.export import whole_gate
+from autoretouch_jax.inference.export.onnx_model import onnx_model
+from autoretouch_jax.inference.export.stablehlo import retouching
 from autoretouch_jax.models.folder import Model, load_model
 from autoretouch_jax.models.modules import make_generator
 from autoretouch_jax.runtime.tables import text_table

@@ -22,9 +22,9 @@ from autoretouch_jax.data.faces import Face
 from autoretouch_jax.demo import faces
 from autoretouch_jax.errors import Refused
 from autoretouch_jax.inference import edit as edit_module
-from autoretouch_jax.inference import export, onnx_networks
 from autoretouch_jax.inference.edit import Edit, apply_edit, find_edit, retouch_array
-from autoretouch_jax.inference.onnx_model import onnx_model
+from autoretouch_jax.inference.export import export, onnx_networks
+from autoretouch_jax.inference.export.onnx_model import onnx_model
 from autoretouch_jax.models.folder import Model, save_model
 from autoretouch_jax.models.modules import make_generator
 
@@ -220,7 +220,7 @@ def test_what_cannot_be_exported_is_refused_by_name(tmp_path, monkeypatch):
 
 
 def test_weights_beyond_the_format_are_refused(monkeypatch):
-    monkeypatch.setattr("autoretouch_jax.inference.onnx_graph.LARGEST_FILE", 1000)
+    monkeypatch.setattr("autoretouch_jax.inference.export.onnx_graph.LARGEST_FILE", 1000)
     with pytest.raises(Refused, match="--precision float16"):
         onnx_model(random_model("retouch"), 0.0, {}, np.float32)
 

@@ -141,7 +141,7 @@ def test_only_photo_and_report_write_images():
         "training/checkpoints.py",
         "training/loop.py",
     }
-    assert writers - others == {"inference/encoding.py", "evaluation/report.py"}
+    assert writers - others == {"inference/files/encoding.py", "evaluation/report.py"}
 
 
 def test_no_isinstance_chain_over_networks():

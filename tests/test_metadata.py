@@ -12,8 +12,8 @@ from test_images import p3_profile
 from test_photo import DEEP, FACE, change, heic, pillow, read, tiff, with_chunk
 
 from autoretouch_jax.data import images
-from autoretouch_jax.inference import encoding, exif, metadata, segments
-from autoretouch_jax.inference.metadata import Policy
+from autoretouch_jax.inference.files import encoding, exif, metadata, segments
+from autoretouch_jax.inference.files.metadata import Policy
 from autoretouch_jax.inference.photo import encode
 
 PLACE = struct.pack("<6I", 51, 1, 28, 1, 37, 1)  # where the photograph was taken: a latitude as three fractions

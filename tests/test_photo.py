@@ -20,7 +20,7 @@ from autoretouch_jax.data.images import read_rgb
 from autoretouch_jax.data.spaces import Space
 from autoretouch_jax.demo import faces
 from autoretouch_jax.errors import BadInput
-from autoretouch_jax.inference import unsupported
+from autoretouch_jax.inference.files import unsupported
 from autoretouch_jax.inference.photo import SUFFIXES, Photo, encode, read_photo, write_photo
 
 SIDE, WIDTH = 64, 48

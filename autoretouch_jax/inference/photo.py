@@ -1,12 +1,12 @@
-"""Photographs in, and the same photographs out. `reading.py` and `encoding.py` do the work; other files use these names."""
+"""Photographs in, and the same photographs out. `files/` does the work; other files use these names."""
 
 from pathlib import Path
 
 import numpy as np
 
 from autoretouch_jax.config.schema import Metadata
-from autoretouch_jax.inference.encoding import encode
-from autoretouch_jax.inference.reading import SUFFIXES, Photo, read_photo
+from autoretouch_jax.inference.files.encoding import encode
+from autoretouch_jax.inference.files.reading import SUFFIXES, Photo, read_photo
 from autoretouch_jax.runtime.storage import replacing
 
 __all__ = ["SUFFIXES", "Photo", "encode", "read_photo", "write_photo"]

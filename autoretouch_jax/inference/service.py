@@ -22,9 +22,9 @@ from autoretouch_jax.errors import BadInput
 from autoretouch_jax.inference.ahead import Room
 from autoretouch_jax.inference.compare import as_jpeg
 from autoretouch_jax.inference.edit import Edit, final_change
+from autoretouch_jax.inference.files.unsupported import HEAD, fault_of_kind
 from autoretouch_jax.inference.photo import Photo, encode, read_photo
 from autoretouch_jax.inference.retoucher import Retoucher
-from autoretouch_jax.inference.unsupported import HEAD, fault_of_kind
 
 NAME = "the photograph"  # in messages: an upload has no name
 KEPT_BYTES = 1 << 29  # of edits that wait for another strength; a photograph of 50 megapixels has one of 500 MB

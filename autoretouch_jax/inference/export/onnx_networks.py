@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from autoretouch_jax.config import networks
-from autoretouch_jax.inference.onnx_graph import Graph
+from autoretouch_jax.inference.export.onnx_graph import Graph
 from autoretouch_jax.models import autoretouch, pix2pix
 from autoretouch_jax.models.layers import INSTANCE_EPSILON, LEAK
 

@@ -9,8 +9,8 @@ import zlib
 from collections.abc import Iterator
 
 from autoretouch_jax.data.containers import JPEG_END, JPEG_MARKER, WITHOUT_LENGTH
-from autoretouch_jax.inference import exif
-from autoretouch_jax.inference.metadata import Policy
+from autoretouch_jax.inference.files import exif
+from autoretouch_jax.inference.files.metadata import Policy
 
 LONGEST_TEXT = 1 << 26  # bytes of unpacked XMP in a PNG
 

@@ -16,7 +16,7 @@ from autoretouch_jax.data.colour import adobe_rgb_profile, in_mode
 from autoretouch_jax.data.containers import bits_per_channel
 from autoretouch_jax.data.spaces import Space
 from autoretouch_jax.errors import BadInput, first_line
-from autoretouch_jax.inference import exif, tiff, unsupported
+from autoretouch_jax.inference.files import exif, tiff, unsupported
 
 # Endings of photographs. HEIC needs a package of its own (extra `heic`), which is asked for when such a file is read.
 SUFFIXES = tuple(dict.fromkeys((*images.SUFFIXES, ".avif", ".heic", ".heif", ".hif")))

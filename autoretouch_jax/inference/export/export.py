@@ -103,7 +103,7 @@ def metadata(model: Model, precision: str) -> dict[str, str]:
 def _onnx(model: Model, precision: Precision) -> tuple[bytes, Runner, str, int]:
     """Returns the ONNX file's content, a function that runs it, what runs it, and the smallest side that it takes."""
     # onnx is an extra, so it is imported where it is used.
-    from autoretouch_jax.inference.onnx_model import onnx_model
+    from autoretouch_jax.inference.export.onnx_model import onnx_model
 
     graph = onnx_model(model, whole_gate(model), metadata(model, precision), np.dtype(precision))
     content, names = graph.SerializeToString(), [output.name for output in graph.graph.output]
@@ -123,7 +123,7 @@ def _stablehlo(model: Model, precision: Precision) -> tuple[bytes, Runner, str, 
     """Returns the same for StableHLO."""
     import flatbuffers  # noqa: F401  (what jax.export serialises with; without it, it fails after minutes of tracing)
 
-    from autoretouch_jax.inference.stablehlo import stablehlo
+    from autoretouch_jax.inference.export.stablehlo import stablehlo
 
     content, smallest = stablehlo(model, whole_gate(model), np.dtype(precision))
     called = jax.export.deserialize(bytearray(content)).call

@@ -14,7 +14,7 @@ from xml.dom import minidom
 from xml.parsers.expat import ExpatError
 
 from autoretouch_jax.config.schema import Metadata
-from autoretouch_jax.inference import exif
+from autoretouch_jax.inference.files import exif
 
 # Names of XMP properties, in any namespace: cameras, drones and editors have their own ones for where a photograph was taken.
 LOCATION = re.compile(

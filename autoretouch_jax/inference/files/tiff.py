@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from autoretouch_jax.data import libvips
-from autoretouch_jax.inference import exif
-from autoretouch_jax.inference.exif import LONG, LONG8, SHORT, UNDEFINED, Directory, Tags
-from autoretouch_jax.inference.metadata import Policy
+from autoretouch_jax.inference.files import exif
+from autoretouch_jax.inference.files.exif import LONG, LONG8, SHORT, UNDEFINED, Directory, Tags
+from autoretouch_jax.inference.files.metadata import Policy
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, ROWS, PLANES, PREDICTOR = 256, 257, 258, 259, 262, 277, 278, 284, 317
 TILE_WIDTH, TILE_HEIGHT, EXTRA, FORM, COLOURS, LAYERS = 322, 323, 338, 339, 320, 37724

@@ -11,8 +11,8 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
 from autoretouch_jax.errors import Refused
-from autoretouch_jax.inference.onnx_graph import Graph
-from autoretouch_jax.inference.onnx_networks import NETWORKS, Layers
+from autoretouch_jax.inference.export.onnx_graph import Graph
+from autoretouch_jax.inference.export.onnx_networks import NETWORKS, Layers
 from autoretouch_jax.inference.tiles import canvas_step
 from autoretouch_jax.models.folder import Model
 

@@ -16,9 +16,9 @@ from autoretouch_jax.config.schema import Metadata
 from autoretouch_jax.data import libvips
 from autoretouch_jax.data.spaces import Space
 from autoretouch_jax.errors import BadInput
-from autoretouch_jax.inference import exif, segments, tiff
-from autoretouch_jax.inference.metadata import Policy
-from autoretouch_jax.inference.reading import Photo
+from autoretouch_jax.inference.files import exif, segments, tiff
+from autoretouch_jax.inference.files.metadata import Policy
+from autoretouch_jax.inference.files.reading import Photo
 
 TIFF_NAMES = {tiff.LZW: "tiff_lzw", tiff.PACKBITS: "packbits"}  # Pillow's, of the compressions that zlib lacks
 PREVIEW_SIDE = 160  # pixels, of a preview whose own size cannot be read: EXIF's usual one
