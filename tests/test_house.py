@@ -34,6 +34,7 @@ ONLY_IMPORTER = {
     "etils": ("runtime/storage.py",),
     "orbax": ("training/checkpoints.py",),
     "grain": ("data/pipeline.py",),
+    "jpeglib": ("inference/files/blocks.py",),
     "pyvips": ("data/libvips.py",),
     "dlib": ("data/faces.py",),
     "zstandard": ("data/tile_codec.py", "runtime/compile_cache.py"),

@@ -1,6 +1,6 @@
 """Encodes photographs: new pixels in the form of the file that they were read from. The only writer of photographs.
 
-JPEG gets the photograph's own tables and subsampling, so that areas that were not retouched are encoded as they were. WebP and
+JPEG gets the photograph's own tables and subsampling, and its own blocks wherever nothing was retouched (`blocks.py`). WebP and
 HEIC are written without losses, because another lossy encoding would change every pixel. Pillow cannot write AVIF so: its best
 errs by 2 levels of 255.
 """
@@ -17,8 +17,9 @@ from autoretouch_jax.data import libvips
 from autoretouch_jax.data.spaces import Space
 from autoretouch_jax.errors import BadInput
 from autoretouch_jax.inference.files import exif, segments, tiff
+from autoretouch_jax.inference.files.blocks import with_own_blocks
 from autoretouch_jax.inference.files.metadata import Policy
-from autoretouch_jax.inference.files.reading import Photo
+from autoretouch_jax.inference.files.reading import BAND, Photo
 
 TIFF_NAMES = {tiff.LZW: "tiff_lzw", tiff.PACKBITS: "packbits"}  # Pillow's, of the compressions that zlib lacks
 PREVIEW_SIDE = 160  # pixels, of a preview whose own size cannot be read: EXIF's usual one
@@ -72,7 +73,10 @@ def _picture(pixels: np.ndarray, space: Space) -> Image.Image:
 
 
 def _jpeg(photo: Photo, pixels: np.ndarray) -> bytes:
-    return _saved(photo, pixels, **photo.options)
+    changed = np.empty(pixels.shape[:2], bool)
+    for top in range(0, len(pixels), BAND):
+        np.any(pixels[top : top + BAND] != photo.pixels[top : top + BAND], axis=-1, out=changed[top : top + BAND])
+    return with_own_blocks(photo.data, _saved(photo, pixels, **photo.options), changed)
 
 
 def _tiff_compressed(data: bytes, width: int, compression: int) -> bytes:
