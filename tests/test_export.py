@@ -191,7 +191,7 @@ def test_a_missing_package_is_named_with_its_extra(missing, tmp_path, monkeypatc
     for name in [name for name in sys.modules if re.match(rf"{missing}$|{missing}\.|jax\._src\.export\.serial", name)]:
         monkeypatch.delitem(sys.modules, name)
     for name in ("onnx_model", "onnx_graph", "onnx_networks"):
-        monkeypatch.delitem(sys.modules, f"autoretouch_jax.inference.{name}")
+        monkeypatch.delitem(sys.modules, f"autoretouch_jax.inference.export.{name}")
     monkeypatch.setitem(sys.modules, missing, None)
     to = "onnx" if missing == "onnx" else "stablehlo"
     with pytest.raises(Refused, match=rf"{missing} is not installed: pip install 'autoretouch-jax\[{to}\]'"):
