@@ -160,13 +160,18 @@ def test_a_face_close_to_the_trained_size_is_not_resampled(darkening):
     assert darkening == [tuple(part.stop - part.start + 2 * margin for part in area)]
 
 
-def test_around_a_face_the_photograph_is_mirrored_beyond_its_border():
-    photo = np.arange(20 * 30 * 3, dtype=np.uint16).reshape(20, 30, 3)
-    cut = edit_module._cut(photo, (slice(2, 10), slice(20, 30)), 4)
-    assert cut.shape == (16, 18, 3)
-    np.testing.assert_array_equal(cut[2:, :14], photo[:14, 16:30])
-    np.testing.assert_array_equal(cut[:2], cut[4:2:-1])
-    np.testing.assert_array_equal(cut[:, -4:], cut[:, -6:-10:-1])
+def test_around_a_face_the_photograph_is_mirrored_beyond_its_border(monkeypatch):
+    shown = []
+    monkeypatch.setattr(edit_module, "network_output", lambda model, image, plan: (shown.append(image), (image // 2, None))[1])
+    photo = np.random.default_rng(0).integers(0, 256, (100, 120, 3), dtype=np.uint8)
+    net = model(100.0)
+    margin = net.config.receptive_radius + 1
+    channels, _ = edit_module._scaled_edit(net, photo, np.s_[2:50, 90:120], 1.0)
+    after = max(0, 50 + margin - 100)
+    expected = np.pad(photo, ((margin - 2, after), (0, margin), (0, 0)), mode="reflect")
+    np.testing.assert_array_equal(shown[0][: margin + 48], expected[: margin + 48, 90 - margin :])
+    area = photo[2:50, 90:120].astype(int)
+    np.testing.assert_array_equal(np.stack(list(channels), -1), area // 2 - area)
 
 
 def test_around_a_face_the_network_gives_what_it_gives_on_the_whole_photograph():

@@ -3,6 +3,7 @@
 Evaluation, sampling and retouching all use this. Images are uint8 `[H, W, 3]`, RGB, of any size.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -133,28 +134,29 @@ def _scaled_edit(model: Model, image: np.ndarray, area: Area, factor: float) -> 
     # The network sees beyond the area as far as its radius reaches. Beyond the photograph's border it sees a mirror: most
     # portraits end within that radius, and with zeros there the edit of their faces was a little worse.
     margin = int((model.config.receptive_radius or 0) / factor) + 1
-    seen = _cut(image, area, margin)
+    wanted = [(part.start - margin, part.stop + margin) for part in area]
+    rows, columns = (span(*ends, side) for ends, side in zip(wanted, image.shape, strict=False))
+    seen = image[rows, columns]
     height, width = seen.shape[:2]
     small = seen if factor == 1 else _resized(seen, (round(width * factor), round(height * factor)))
-    output, mask = network_output(model, small, plan_for(model.config, small.shape, FACE_STEP))
-    change = np.subtract(output, small, dtype=np.float32)
-    if factor == 1:
-        inside = np.s_[margin : height - margin, margin : width - margin]
-        return iter(np.moveaxis(change[inside], -1, 0)), mask if mask is None else mask[inside]
-    # The edit is resized to the photograph, and not the output: what the network leaves alone keeps all of its detail.
     across, down = small.shape[1] / width, small.shape[0] / height
-    box = (margin * across, margin * down, (width - margin) * across, (height - margin) * down)
-    size = (width - 2 * margin, height - 2 * margin)
+    # The mirror is added to the small picture, because it can be larger than the photograph.
+    missing = [(part.start - start, stop - part.stop) for part, (start, stop) in zip((rows, columns), wanted, strict=True)]
+    pads = [tuple(math.ceil(scale * side) for side in sides) for scale, sides in zip((down, across), missing, strict=True)]
+    shown = np.pad(small, (*pads, (0, 0)), mode="reflect")
+    output, mask = network_output(model, shown, plan_for(model.config, shown.shape, FACE_STEP))
+    inside = np.s_[pads[0][0] : pads[0][0] + small.shape[0], pads[1][0] : pads[1][0] + small.shape[1]]
+    change, mask = np.subtract(output[inside], small, dtype=np.float32), mask if mask is None else mask[inside]
+    top, left = area[0].start - rows.start, area[1].start - columns.start
+    bottom, right = area[0].stop - rows.start, area[1].stop - columns.start
+    if factor == 1:
+        own = np.s_[top:bottom, left:right]
+        return iter(np.moveaxis(change[own], -1, 0)), mask if mask is None else mask[own]
+    # The edit is resized to the photograph, and not the output: what the network leaves alone keeps all of its detail.
+    box = (left * across, top * down, min(right * across, small.shape[1]), min(bottom * down, small.shape[0]))
+    size = (right - left, bottom - top)
     channels = (_resized(change[..., channel], size, box) for channel in range(3))
     return channels, mask if mask is None else _resized(mask, size, box)
-
-
-def _cut(image: np.ndarray, area: Area, margin: int) -> np.ndarray:
-    """Returns an area with a margin around it, in which the photograph is mirrored where it ends."""
-    wanted = [(part.start - margin, part.stop + margin) for part in area]
-    there = tuple(slice(max(0, start), min(side, stop)) for (start, stop), side in zip(wanted, image.shape, strict=False))
-    missing = [(part.start - start, stop - part.stop) for part, (start, stop) in zip(there, wanted, strict=True)]
-    return np.pad(image[there], (*missing, (0, 0)), mode="reflect")
 
 
 def _resized(values: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float] | None = None) -> np.ndarray:
