@@ -11,11 +11,10 @@ import io
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, JpegImagePlugin
-from scipy.ndimage import gaussian_filter, median_filter, uniform_filter
 
 from autoretouch_jax.data.colour import is_srgb
 from autoretouch_jax.data.images import as_stored, orientation_of, read_rgb, upright
@@ -168,7 +167,7 @@ class _Saving:
             own = max(LOWEST, OWN_NOISE * float(np.median(changed)))
             return np.asarray(own if given is None else given)
         lowest = max(LOWEST, float(np.quantile(self.change[::4, ::4], QUANTILE))) if given is None else given
-        return np.maximum(lowest, ABOVE_SAVING * gaussian_filter(self.change, SURROUNDINGS))
+        return np.maximum(lowest, ABOVE_SAVING * _filters().gaussian_filter(self.change, SURROUNDINGS))
 
 
 def saved_again(image: np.ndarray, codec: Codec) -> np.ndarray:
@@ -200,12 +199,21 @@ def _sizes(difference: np.ndarray) -> np.ndarray:
     luma = difference @ LUMA
     blue, red = 0.564 * (difference[..., 2] - luma), 0.713 * (difference[..., 0] - luma)
     # The median keeps the edges of pasted patches, which a Gaussian alone would widen.
-    luma = gaussian_filter(median_filter(luma, 3), 0.6)
-    colour = np.square(gaussian_filter(blue, 1.5)) + np.square(gaussian_filter(red, 1.5))
+    gaussian = _filters().gaussian_filter
+    luma = gaussian(_filters().median_filter(luma, 3), 0.6)
+    colour = np.square(gaussian(blue, 1.5)) + np.square(gaussian(red, 1.5))
     sizes: np.ndarray = np.sqrt(3 * np.square(luma) + COLOUR_WEIGHT * colour)
     return sizes
 
 
 def _without_specks(mask: np.ndarray) -> np.ndarray:
     """Sets each pixel to what most of its 3×3 neighbours are."""
-    return uniform_filter(mask.astype(np.float32), 3) > 0.5
+    majority: np.ndarray = _filters().uniform_filter(mask.astype(np.float32), 3) > 0.5
+    return majority
+
+
+def _filters() -> Any:
+    # Here, because its import is a fifth of the imports of a training, and pairs without losses do not need it.
+    from scipy import ndimage
+
+    return ndimage
