@@ -13,7 +13,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoretouch_jax.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, BadInput, Refused, did_you_mean
+from autoretouch_jax.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_REFUSED,
+    BadInput,
+    Refused,
+    did_you_mean,
+    needing,
+)
 from autoretouch_jax.runtime.stop import StopRequest, parse_duration, requeue_on_sigterm
 
 Argv = Sequence[str]
@@ -45,11 +54,8 @@ def _plan(argv: Argv) -> int:
 
 def _sweep(argv: Argv) -> int:
     arguments = parse_with_config("sweep", argv)
-    try:
-        # Optuna is an extra: without it, every other verb works.
+    with needing("sweep"):  # Optuna is an extra: without it, every other verb works
         from autoretouch_jax.sweeps import space, sweep
-    except ModuleNotFoundError as error:
-        raise Refused(f"{error.name} is not installed: pip install 'autoretouch-jax[sweep]'") from error
     from autoretouch_jax.data.folders import PairSource
 
     search = (arguments.workdir, arguments.search, arguments.metric, arguments.rungs, arguments.storage)
@@ -138,11 +144,8 @@ def _export(argv: Argv) -> int:
 
 def _serve(argv: Argv) -> int:
     arguments = parse("serve", argv)
-    try:
-        # The web server is an extra: without it, every other verb works.
+    with needing("serve"):  # so is the web server
         from autoretouch_jax.inference import serve
-    except ModuleNotFoundError as error:
-        raise Refused(f"{error.name} is not installed: pip install 'autoretouch-jax[serve]'") from error
 
     size = (round(1e6 * arguments.max_megabytes), round(1e6 * arguments.max_megapixels))
     limits = serve.Limits(*size, arguments.timeout, arguments.at_once, arguments.waiting)

@@ -3,8 +3,9 @@
 A message says what was wrong, names the file or the key, and says what to do.
 """
 
+import contextlib
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 EXIT_DONE = 0
 EXIT_FAILED = 1  # some items failed; the rest is written
@@ -25,6 +26,15 @@ class Refused(Exception):
 
 class BadInput(Exception):
     """A file broke in the middle of a job. The job keeps what it has and exits with status 1."""
+
+
+@contextlib.contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Refuses where the block imports a package of this extra that is not installed, and says how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise Refused(f"{error.name} is not installed: pip install 'autoretouch-jax[{extra}]'") from error
 
 
 def summarise(faults: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ from autoretouch_jax.inference.export.onnx_model import onnx_model
 from autoretouch_jax.inference.export.stablehlo import retouching
 from autoretouch_jax.models.folder import Model, load_model
 from autoretouch_jax.models.modules import make_generator
+from autoretouch_jax.runtime.cores import cores
 from autoretouch_jax.runtime.tables import text_table
 
 try:
@@ -32,7 +33,7 @@ try:
 except ModuleNotFoundError:
     torch = None
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+CORES = cores()
 
 
 def random_autoretouch() -> Model:

@@ -35,9 +35,7 @@ def jax_runners(crop, batch):
     from autoretouch_jax.config.loading import load
     from autoretouch_jax.models.modules import make_generator
     from autoretouch_jax.planning.plan import plannable
-    from autoretouch_jax.runtime import devices
-    from autoretouch_jax.training.compilation import batch_shapes, compiled_step, fresh_state
-    from autoretouch_jax.training.state import make_networks
+    from autoretouch_jax.tools import bench_step
 
     config = plannable(load("configs/autoretouch.py"))
     on_cpu = jax.default_backend() == "cpu"
@@ -47,27 +45,11 @@ def jax_runners(crop, batch):
         train=dataclasses.replace(config.train, batch=batch, precision="float32" if on_cpu else "bfloat16"),
         parallel=dataclasses.replace(config.parallel, devices=1),
     )
-    mesh = devices.make_mesh(config.parallel, batch)
-    networks, frozen = make_networks(config)
-    shapes, step = compiled_step(config, networks, mesh)
-    rng = np.random.default_rng(0)
-    images = {
-        name: rng.integers(0, 255, leaf.shape).astype(leaf.dtype) if leaf.ndim > 1 else np.ones(leaf.shape, leaf.dtype)
-        for name, leaf in batch_shapes(config, batch).items()
-    }
-    images, frozen = devices.shard_batch(images, mesh, "jit"), devices.replicate(frozen, mesh)
-    state = devices.put(fresh_state(config, networks, mesh), devices.shardings_of(shapes))
-    generator = make_generator(config.generator, jax.numpy.dtype(config.train.precision))
-    # The step gives its state away, so the generator has weights of its own.
-    own = jax.device_put(jax.device_get({"params": state.generator.params, "batch_stats": state.generator.batch_stats}))
-    apply, source = jax.jit(generator.apply), jax.device_put(rng.uniform(-1, 1, (batch, crop, crop, 3)).astype(np.float32))
-
-    def train():
-        nonlocal state
-        state, metrics = step(state, images, frozen)
-        jax.block_until_ready(metrics)
-
-    return train, lambda: jax.block_until_ready(apply(own, source))
+    _, train, _ = bench_step.ready_step(config)
+    module, source = make_generator(config.generator, jax.numpy.dtype(config.train.precision)), (batch, crop, crop, 3)
+    weights, apply = bench_step.random_weights(module, crop), jax.jit(module.apply)
+    source = jax.device_put(np.random.default_rng(0).uniform(-1, 1, source).astype(np.float32))
+    return train, lambda: jax.block_until_ready(apply(weights, source))
 
 
 # ---- the peer ---------------------------------------------------------------------------------------------------------------

@@ -25,8 +25,8 @@ from autoretouch_jax.audit import copies
 from autoretouch_jax.audit.checks import CheckedPair, Reason, check_pair
 from autoretouch_jax.audit.inputs import Pair
 from autoretouch_jax.audit.journal import Section
-from autoretouch_jax.data.prepare import cores
 from autoretouch_jax.errors import first_line
+from autoretouch_jax.runtime.cores import cores
 
 FEWEST_FOR_PROCESSES = 64  # number of pairs from which worker processes are worth their start
 AHEAD = 2  # pairs given to the pool for each worker, so that none waits

@@ -8,7 +8,6 @@ import concurrent.futures
 import hashlib
 import json
 import multiprocessing
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
@@ -34,6 +33,7 @@ from autoretouch_jax.data.records import (
 from autoretouch_jax.data.shards import READER_OPTIONS
 from autoretouch_jax.errors import BadInput, Refused, summarise
 from autoretouch_jax.runtime import storage
+from autoretouch_jax.runtime.cores import cores
 
 DIGITS = 16  # of a pair's digest that the index keeps: enough to see that it has changed
 SHARD_PIXELS = 1 << 26  # pixels of the pairs in one shard: 64 pairs of 1024², about 90 MB
@@ -193,12 +193,6 @@ def _remove_surplus(out: Path, jobs: Sequence[Job]) -> None:
     for path in surplus:
         path.unlink()
         path.with_suffix(".json").unlink(missing_ok=True)
-
-
-def cores() -> int:
-    """Returns how many cores this process may use."""
-    # A container or Slurm may have limited it to some of the machine's.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _pool(workers: int, jobs: int) -> concurrent.futures.Executor:

@@ -7,6 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+from autoretouch_jax.runtime.cores import cores
+
 MOST_THREADS = 8
 LOOK_AHEAD = 2  # items that are taken early, in units of the threads: one photograph may take much longer than its neighbours
 
@@ -16,8 +18,6 @@ Result = TypeVar("Result")
 
 def threads() -> int:
     """Returns how many photographs are worked on at once: one for each core, and one that waits for the devices."""
-    from autoretouch_jax.data.prepare import cores  # it imports what reads records, which most programs do not need
-
     return min(MOST_THREADS, cores() + 1)
 
 

@@ -1,6 +1,7 @@
 """What `autoretouch serve` does with one upload: look at its size, decode it, find the edit, apply it, encode. No HTTP here.
 
-Calls may come from several threads at once. Nothing of an upload is written to a disk or a log.
+Calls may come from several threads at once. Nothing of an upload is written to a log, or to a disk but for the moment in which
+a JPEG is encoded (`files/blocks.py`).
 """
 
 import hashlib

@@ -42,6 +42,25 @@ def step(config: Config, steps: int, profile: Path | None, out: Path | None) -> 
     """Prints the figures of `autoretouch bench step` on one JSON line, and appends the line to `out`, if given."""
     # The figures are for this machine: a plan ignores how the config spreads the step.
     config = dataclasses.replace(plannable(config), parallel=config.parallel)
+    compiled, once, compile_seconds = ready_step(config)
+    seconds = _timed(once, steps)
+    flops = gpu.estimate(config, devices.make_mesh(config.parallel, config.train.batch).size)["flops"]
+    figures = {
+        "bench": "step",
+        "network": config.generator.network,
+        "crop": config.data.crop,
+        "batch": config.train.batch,
+        **_speed(seconds, config.train.batch),
+        "compile_seconds": compile_seconds,
+        **_utilisation(flops, statistics.median(seconds), config.train.precision),
+        **_machine(config.train.precision),
+    }
+    _finish(figures, out)
+    return _trace(compiled, once, profile) if profile else EXIT_DONE
+
+
+def ready_step(config: Config) -> tuple[Any, Callable[[], None], float]:
+    """Returns the compiled step, a function that makes one step on noise and waits for it, and the seconds of compiling."""
     validate(config)
     mesh = devices.make_mesh(config.parallel, config.train.batch)
     networks, frozen = make_networks(config)
@@ -57,20 +76,7 @@ def step(config: Config, steps: int, profile: Path | None, out: Path | None) -> 
         state, metrics = compiled(state, batch, constants)
         jax.block_until_ready(metrics)
 
-    seconds = _timed(once, steps)
-    flops = gpu.estimate(config, mesh.size)["flops"]
-    figures = {
-        "bench": "step",
-        "network": config.generator.network,
-        "crop": config.data.crop,
-        "batch": config.train.batch,
-        **_speed(seconds, config.train.batch),
-        "compile_seconds": compile_seconds,
-        **_utilisation(flops, statistics.median(seconds), config.train.precision),
-        **_machine(config.train.precision),
-    }
-    _finish(figures, out)
-    return _trace(compiled, once, profile) if profile else EXIT_DONE
+    return compiled, once, compile_seconds
 
 
 def infer(config: Config, sizes: Sequence[int], steps: int, profile: Path | None, out: Path | None) -> int:
@@ -83,7 +89,7 @@ def infer(config: Config, sizes: Sequence[int], steps: int, profile: Path | None
     if wrong := [size for size in sizes if size < 1 or size % grid]:
         raise Refused(f"--sizes {wrong[0]}: {config.generator.network} takes multiples of {grid}")
     module = make_generator(config.generator, jnp.dtype(precision))
-    variables = _random_weights(module, max(32, grid))
+    variables = random_weights(module, max(32, grid))
     for size in sizes:
         images = jax.device_put(np.random.default_rng(0).uniform(-1, 1, (1, size, size, 3)).astype(np.float32))
         compiled, compile_seconds = _compiled(jax.jit(module.apply), variables, images)
@@ -110,8 +116,8 @@ def infer(config: Config, sizes: Sequence[int], steps: int, profile: Path | None
     return EXIT_DONE
 
 
-def _random_weights(module: Any, side: int) -> Any:
-    """The weights that a training would begin with. rbg keys compile in seconds where the default ones take minutes."""
+def random_weights(module: Any, side: int) -> Any:
+    """Returns the weights that a training would begin with. rbg keys compile in seconds where the default ones take minutes."""
     return jax.jit(module.init)(jax.random.key(0, impl="rbg"), np.zeros((1, side, side, 3), np.float32))
 
 

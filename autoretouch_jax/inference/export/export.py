@@ -12,7 +12,7 @@ from PIL import Image
 
 from autoretouch_jax import __version__
 from autoretouch_jax.config.networks import Generator
-from autoretouch_jax.errors import EXIT_DONE, BadInput, Refused
+from autoretouch_jax.errors import EXIT_DONE, BadInput, Refused, needing
 from autoretouch_jax.inference.edit import Edit, apply_edit, find_edit
 from autoretouch_jax.models.folder import Model, load_model
 from autoretouch_jax.runtime import storage
@@ -61,10 +61,8 @@ def run(model: str, to: Format, out: Path, precision: Precision) -> int:
     if loaded.config.test_mode == "train":
         # Its outputs depend on random dropout and on the photograph's own statistics.
         raise Refused(f"{model}: a model with test_mode train cannot be exported; convert it with --test-mode eval")
-    try:
+    with needing(to):
         content, runner, software, smallest = (_onnx if to == "onnx" else _stablehlo)(loaded, precision)
-    except ModuleNotFoundError as error:
-        raise Refused(f"{error.name} is not installed: pip install 'autoretouch-jax[{to}]'") from error
     deviation = compare(loaded, runner, TOLERANCES[precision], smallest)
     out.parent.mkdir(parents=True, exist_ok=True)
     storage.write(out, content)

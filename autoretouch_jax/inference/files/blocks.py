@@ -66,14 +66,14 @@ def _mix(before: Any, after: Any, changed: np.ndarray) -> bool:
         return False
     factors = np.asarray(after.samp_factor)
     covered = [SIDE * factors.max(0) // factor for factor in factors[: len(components)]]
-    pairs = [(getattr(before, name), getattr(after, name)) for name in components]
-    if any(
-        a.shape != b.shape or _blocks(changed, *size).shape != b.shape[:2] for (a, b), size in zip(pairs, covered, strict=True)
-    ):
+    parts = [
+        (getattr(before, name), getattr(after, name), ~_blocks(changed, *size))
+        for name, size in zip(components, covered, strict=True)
+    ]
+    if any(own.shape != new.shape or kept.shape != new.shape[:2] for own, new, kept in parts):
         return False
-    for (a, b), size in zip(pairs, covered, strict=True):
-        kept = ~_blocks(changed, *size)
-        b[kept] = a[kept]
+    for own, new, kept in parts:
+        new[kept] = own[kept]
     return True
 
 
