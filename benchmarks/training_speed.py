@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 
+from autoretouch_jax.runtime.memory import keep_freed_memory
 from autoretouch_jax.runtime.tables import text_table
 
 STEPS, WARM_UP = 3, 2  # of each turn, and before the first one
@@ -192,6 +193,8 @@ def torch_runners(crop, batch, channels_last, compiled):
 
 def work(software, crop, batch, compiled):
     """Answers each line on standard input with the seconds of a step and of an image through the generator."""
+    # Both gain from it; which of them the C library makes wait for pages would be chance.
+    keep_freed_memory()
     ours, last = software == "JAX", software.endswith("last")
     runners = jax_runners(crop, batch) if ours else torch_runners(crop, batch, last, compiled)
     for run in runners:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from autoretouch_jax.config import networks
-from autoretouch_jax.models.layers import BatchNorm, Remat, contrast_init, leaky, rematerialised, upsample_nearest
+from autoretouch_jax.models.layers import BatchNorm, Conv, Remat, contrast_init, leaky, rematerialised, upsample_nearest
 
 GLOROT = nn.initializers.glorot_uniform()  # Keras' default, for the kernels of the published network
 
@@ -35,7 +35,7 @@ class ResidualBlock(nn.Module):
         # (Fixup, Zhang et al. 2019).
         inits = (GLOROT, GLOROT) if self.norm == "batch" else (nn.initializers.lecun_normal(), nn.initializers.zeros)
         for i, init in enumerate(inits):
-            y = nn.Conv(self.channels, (3, 3), dtype=self.dtype, kernel_init=init)(y)
+            y = Conv(self.channels, (3, 3), dtype=self.dtype, kernel_init=init)(y)
             if self.norm == "batch":
                 y = batch_norm(self.axis, f"BatchNorm_{i}")(y, train).astype(self.dtype)
             y = leaky(y)
@@ -60,16 +60,16 @@ class AutoRetouchGenerator(nn.Module):
         # The published network has Keras' initial values; the one without norm has ours.
         published = self.config.norm == "batch"
         init, first = (GLOROT, GLOROT) if published else (nn.initializers.lecun_normal(), contrast_init)
-        stem = leaky(nn.Conv(width, (7, 7), dtype=dtype, name="stem", kernel_init=first)(source.astype(dtype)))
-        x = nn.Conv(2 * width, (3, 3), (2, 2), dtype=dtype, name="down", kernel_init=init)(stem)
+        stem = leaky(Conv(width, (7, 7), dtype=dtype, name="stem", kernel_init=first)(source.astype(dtype)))
+        x = Conv(2 * width, (3, 3), (2, 2), dtype=dtype, name="down", kernel_init=init)(stem)
         block = rematerialised(ResidualBlock, self.remat, static=(2,))
         # Unrolled: under `nn.scan` the backward pass is 9 to 21 times slower on a CPU.
         for i in range(self.config.blocks):
             x = block(2 * width, self.config.norm, dtype, self.axis, name=f"block{i}")(x, train)
         # The convolution comes before the upsampling: at half resolution it is a quarter of the work.
-        x = nn.Conv(width, (3, 3), dtype=dtype, name="up", kernel_init=init)(x)
+        x = Conv(width, (3, 3), dtype=dtype, name="up", kernel_init=init)(x)
         x = leaky(upsample_nearest(x)) + stem
         if self.config.head == "tanh":
-            return jnp.tanh(nn.Conv(3, (3, 3), dtype=dtype, name="head", kernel_init=init)(x).astype(jnp.float32))
-        delta = nn.Conv(3, (3, 3), dtype=dtype, name="head", kernel_init=nn.initializers.zeros)(x)
+            return jnp.tanh(Conv(3, (3, 3), dtype=dtype, name="head", kernel_init=init)(x).astype(jnp.float32))
+        delta = Conv(3, (3, 3), dtype=dtype, name="head", kernel_init=nn.initializers.zeros)(x)
         return source + delta.astype(jnp.float32)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from autoretouch_jax.config import networks
 from autoretouch_jax.models.layers import (
+    Conv,
     Remat,
     contrast_init,
     depth_to_space,
@@ -39,8 +40,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="first")(leaky(x))
-        y = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="second", kernel_init=nn.initializers.zeros)(leaky(y))
+        y = Conv(self.channels, (3, 3), dtype=self.dtype, name="first")(leaky(x))
+        y = Conv(self.channels, (3, 3), dtype=self.dtype, name="second", kernel_init=nn.initializers.zeros)(leaky(y))
         return x + y
 
 
@@ -61,22 +62,22 @@ class RetouchGenerator(nn.Module):
         widths = [config.width * min(config.widest, 2**level) for level in range(config.levels)]
         # Pixels are folded into channels, so that no convolution runs at full resolution.
         x = space_to_depth(source.astype(dtype))
-        x = nn.Conv(widths[0], (3, 3), dtype=dtype, name="stem", kernel_init=contrast_init)(x)
+        x = Conv(widths[0], (3, 3), dtype=dtype, name="stem", kernel_init=contrast_init)(x)
         skips = []
         for level, width in enumerate(widths):
             if level:
                 skips.append(x)
-                x = nn.Conv(width, (2, 2), (2, 2), dtype=dtype, name=f"down{level}")(x)
+                x = Conv(width, (2, 2), (2, 2), dtype=dtype, name=f"down{level}")(x)
             for i in range(config.blocks):
                 x = block(width, dtype, name=f"down{level}_block{i}")(x)
         for level in reversed(range(config.levels - 1)):
-            x = upsample_nearest(nn.Conv(widths[level], (1, 1), dtype=dtype, name=f"up{level}")(x)) + skips[level]
+            x = upsample_nearest(Conv(widths[level], (1, 1), dtype=dtype, name=f"up{level}")(x)) + skips[level]
             for i in range(config.blocks):
                 x = block(widths[level], dtype, name=f"up{level}_block{i}")(x)
         x = leaky(x)
-        edit = nn.Conv(12, (3, 3), dtype=dtype, name="edit", kernel_init=nn.initializers.zeros)(x)
+        edit = Conv(12, (3, 3), dtype=dtype, name="edit", kernel_init=nn.initializers.zeros)(x)
         bias = nn.initializers.constant(MASK_PRIOR)
-        mask = nn.Conv(4, (3, 3), dtype=dtype, name="mask", kernel_init=nn.initializers.zeros, bias_init=bias)(x)
+        mask = Conv(4, (3, 3), dtype=dtype, name="mask", kernel_init=nn.initializers.zeros, bias_init=bias)(x)
         # The input is added in float32: in bfloat16 the untouched pixels would be rounded.
         image = source + depth_to_space(edit).astype(jnp.float32)
         return GeneratorOutput(image, depth_to_space(mask).astype(jnp.float32))

@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from autoretouch_jax.models.layers import Conv
+
 Preprocess = Literal["torchvision", "keras", "raw"]  # how a framework's weights expect their images
 
 CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
@@ -56,7 +58,7 @@ class VGG(nn.Module):
             block, index = int(name[4]), int(name[6])
             if index == 1 and block > 1:
                 x = max_pool(x)
-            x = nn.relu(nn.Conv(CHANNELS[block - 1], (3, 3), dtype=self.dtype, name=f"conv{block}_{index}")(x))
+            x = nn.relu(Conv(CHANNELS[block - 1], (3, 3), dtype=self.dtype, name=f"conv{block}_{index}")(x))
             if name in requested:
                 features[name] = x
             if len(features) == len(requested):

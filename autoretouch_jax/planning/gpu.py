@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from autoretouch_jax.config import Config
+from autoretouch_jax.models import winograd
 from autoretouch_jax.runtime import devices
 from autoretouch_jax.training.compilation import batch_shapes
 from autoretouch_jax.training.state import init_state, make_networks, parameter_count, state_specs
@@ -30,7 +31,8 @@ def estimate(config: Config, count: int) -> dict[str, Any]:
         return train_step(*arguments, networks=networks, config=config)
 
     # With an axis of one device, the traced program has the shapes of one device.
-    traced = jax.make_jaxpr(step, axis_env=[(devices.AXIS, 1)])(state, batch, frozen)
+    with winograd.off():
+        traced = jax.make_jaxpr(step, axis_env=[(devices.AXIS, 1)])(state, batch, frozen)
     specs = state_specs(state, count if config.parallel.optimizer_state == "sharded" else 1)
     # State, batch and the frozen VGG live during the whole step.
     argument = _bytes(batch) + _bytes(frozen) + devices.bytes_per_device(state, specs, count)
@@ -44,8 +46,12 @@ def estimate(config: Config, count: int) -> dict[str, Any]:
 
 
 def flops(function: Any, *arguments: Any) -> float:
-    """Returns the FLOPs of a function's trace: two for a multiply-accumulate, padding included, one for any other element."""
-    return _walk(jax.make_jaxpr(function)(*arguments).jaxpr)[1]
+    """Returns the FLOPs of a function's trace: two for a multiply-accumulate, padding included, one for any other element.
+
+    They are those of plain convolutions, on a CPU too.
+    """
+    with winograd.off():
+        return _walk(jax.make_jaxpr(function)(*arguments).jaxpr)[1]
 
 
 def _bytes(tree: Any) -> int:

@@ -63,6 +63,11 @@ def mesh_of_slice(topology: str) -> Mesh:
     return Mesh(np.array(_in_process_order(devices)), (AXIS,))
 
 
+def on_cpu() -> bool:
+    """Whether this process computes on CPUs."""
+    return jax.default_backend() == "cpu"
+
+
 # ---- shardings: where arrays live -----------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ from autoretouch_jax.errors import EXIT_DONE, Refused
 from autoretouch_jax.models.modules import make_generator
 from autoretouch_jax.planning import gpu
 from autoretouch_jax.planning.plan import plannable
-from autoretouch_jax.runtime import devices, storage
+from autoretouch_jax.runtime import devices, memory, storage
 from autoretouch_jax.tools.operations import dearest_operations, operation_origins
 from autoretouch_jax.training.compilation import batch_shapes, compiled_step, fresh_state
 from autoretouch_jax.training.state import make_networks
@@ -62,6 +62,7 @@ def step(config: Config, steps: int, profile: Path | None, out: Path | None) -> 
 def ready_step(config: Config) -> tuple[Any, Callable[[], None], float]:
     """Returns the compiled step, a function that makes one step on noise and waits for it, and the seconds of compiling."""
     validate(config)
+    memory.keep_freed_memory()  # as training does
     mesh = devices.make_mesh(config.parallel, config.train.batch)
     networks, frozen = make_networks(config)
     shapes, run_step = compiled_step(config, networks, mesh)

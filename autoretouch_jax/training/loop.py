@@ -17,6 +17,7 @@ from autoretouch_jax.config.validation import validate
 from autoretouch_jax.data import pipeline
 from autoretouch_jax.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BadInput, Refused
 from autoretouch_jax.runtime import devices, processes, starts, storage
+from autoretouch_jax.runtime.memory import keep_freed_memory
 from autoretouch_jax.runtime.stop import StopRequest
 from autoretouch_jax.runtime.watch import LONGEST_STEP, Watch
 from autoretouch_jax.training import guard, progress, publish, resuming
@@ -67,6 +68,7 @@ def run(config: Config, workdir: Any, stop: StopRequest | None = None, until: in
         processes.check_shared(workdir, config.parallel.timeout)
         until = min(until or trainer.config.train.steps, trainer.config.train.steps)
         starts.note_start(workdir, first, config.parallel.timeout, until)
+        keep_freed_memory()
         if first < until:
             trainer.compile_ahead()
         with Checkpoints(workdir / "checkpoints", config.train.checkpoint_every) as checkpoints:
