@@ -22,7 +22,7 @@ from autoretouch_jax.runtime import devices
 
 NAME = "convolution"  # of the results, for rematerialisation
 SMALLEST_CHANNELS = 32  # below it, the transforms cost more than the products save
-LARGEST_BAND = 2**24  # bytes of transformed pixels that are computed at a time
+LARGEST_BAND = 2**26  # bytes of transformed pixels that are held at a time
 FEWEST_TILES = 128  # of an array: a product of fewer rows is slow
 
 # The matrices of Lavin and Gray's equation 7.
@@ -69,6 +69,12 @@ def _suits(x: jax.Array, kernel: jax.Array, strides: Sequence[int], options: dic
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
+    return _sums(x, kernel, padding)
+
+
+# Jitted, so that JAX traces each shape once, and not once for each of a network's many layers.
+@functools.partial(jax.jit, static_argnums=2)
+def _sums(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
     kernels = _stored(_transform(KERNEL, [[kernel[i, j] for j in range(3)] for i in range(3)]))
     cut = _Bands(x, padding)
 
@@ -90,6 +96,7 @@ def _forward(x: jax.Array, kernel: jax.Array, padding: Padding) -> Any:
     return _convolve(x, kernel, padding), (x, kernel)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _backward(padding: Padding, kept: Any, gradient: jax.Array) -> Any:
     x, kernel = kept
     # By the input: a convolution with the kernel turned by half a turn, over all that an input pixel reached.
@@ -120,9 +127,10 @@ _convolve.defvjp(_forward, _backward)
 
 
 class _Bands:
-    """Cuts a convolution into bands of rows whose transforms stay in a CPU's cache, and do not fill its memory.
+    """Cuts a convolution into bands of rows, so that what is transformed, four times its input, does not fill the memory.
 
-    A small batch is one band, `[1, N, …]`. Else there are one or more for each image: `[N × bands, 1, …]`.
+    A small batch is one band, `[1, N, …]`. Else there are one or more for each image, `[N × bands, 1, …]`, one after another.
+    That is slower: within a loop XLA computes the transforms in one thread.
     """
 
     def __init__(self, x: jax.Array, padding: Padding) -> None:
