@@ -93,8 +93,8 @@ def _normalise_batch(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns `x` normalised by its own statistics, as float32, and these: mean and variance, through which nothing learns.
 
-    The gradient is written out (Ioffe and Szegedy 2015, section 3). Derived from the two passes over `x`, it takes twice as
-    many operations on every value, and more passes over memory.
+    The gradient is written out (Ioffe and Szegedy 2015, section 3). Derived from the two passes over `x`, it takes more
+    operations on every value, and more passes over memory.
     """
     return _normalise_batch_forward(x, scale, bias, epsilon, axis)[0]
 
@@ -143,7 +143,8 @@ def rematerialised(block: Any, remat: Remat, static: tuple[int, ...] = ()) -> An
 
 
 def _is_convolution(primitive: Any, *_args: Any, **params: Any) -> bool:
-    return primitive.name == "name" and params["name"] == winograd.NAME
+    # Winograd's is no operation of its own, so its result has a name.
+    return primitive.name == "conv_general_dilated" or (primitive.name == "name" and params["name"] == winograd.NAME)
 
 
 def instance_norm(x: jax.Array) -> jax.Array:
