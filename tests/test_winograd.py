@@ -140,6 +140,21 @@ def test_a_generator_computes_the_same(config):
     assert float(jnp.linalg.norm(flat - plain_flat) / jnp.linalg.norm(plain_flat)) <= GRADIENTS
 
 
+def test_remat_of_norms_does_not_convolve_again():
+    config, image = networks.AutoRetouch(width=32, blocks=2), noise(2, 32, 32, 3)
+
+    def products(remat):
+        module = make_generator(config, remat=remat)
+        variables = module.init(jax.random.key(0), image)
+
+        def loss(params):
+            return module.apply(variables | {"params": params}, image, train=True, mutable=["batch_stats"])[0].sum()
+
+        return jax.jit(jax.grad(loss)).lower(variables["params"]).compile().as_text().count(" dot(")
+
+    assert products("norms") == products("none") < products("full")
+
+
 # ---- BatchNorm --------------------------------------------------------------------------------------------------------------
 
 
