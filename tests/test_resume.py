@@ -21,7 +21,7 @@ from autoretouch_jax.data.folders import FaceSource
 from autoretouch_jax.errors import BadInput, Refused
 from autoretouch_jax.models.folder import load_model
 from autoretouch_jax.training import loop, resuming
-from autoretouch_jax.training.checkpoints import Checkpoints, read_clock
+from autoretouch_jax.training.checkpoints import Checkpoints, newest_checkpoint, read_clock
 from autoretouch_jax.training.manifest import take_manifest
 
 
@@ -291,6 +291,37 @@ def test_a_save_that_fails_in_the_background_is_said_once_and_tried_again(small_
         loop.run(edited(longer, train={"steps": 22}), undisturbed)
     monkeypatch.undo()
     assert loop.run(edited(longer, train={"steps": 22}), undisturbed) == 0
+
+
+def test_a_checkpoint_is_deleted_only_once_a_newer_one_is_finished(small_config, tmp_path, monkeypatch):
+    trainer = loop.Trainer(small_config)
+    state = trainer.init()
+    with Checkpoints(tmp_path) as checkpoints:
+        real, beside = checkpoints._manager.delete, []
+
+        def delete(step):
+            beside.append({path.name for path in tmp_path.iterdir() if path.name.isdigit()})
+            real(step)
+
+        monkeypatch.setattr(checkpoints._manager, "delete", delete)
+        for step in range(1, 6):  # each save begins while the one before it still writes
+            checkpoints.save(step, state, {})
+    assert beside == [{"1", "2"}, {"2", "3"}, {"3", "4"}]
+
+
+def test_a_deletion_that_is_killed_leaves_nothing_that_looks_like_a_checkpoint(small_config, tmp_path, monkeypatch):
+    trainer = loop.Trainer(small_config)
+    state = trainer.init()
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state, {})
+        monkeypatch.setattr(shutil, "rmtree", lambda folder, **_: (Path(folder) / "2" / "_CHECKPOINT_METADATA").unlink())
+        checkpoints.forget_after(1)
+        monkeypatch.undo()
+    assert newest_checkpoint(tmp_path) == 1 and (tmp_path / "deleted").is_dir()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() == 1 and not (tmp_path / "deleted").exists()
+        jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(1, trainer.shapes, trainer.init)[0], state)
 
 
 RUN = """

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,9 +20,11 @@ from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
 
 from autoretouch_jax.config.paths import is_remote
 from autoretouch_jax.errors import Refused, first_line
+from autoretouch_jax.runtime import processes
 
 KEPT = 2  # checkpoints: the newest, and the one before it in case the disk damages it
 COMMITTED = "commit_success.txt"  # where a folder cannot be renamed, Orbax writes this file last
+DELETED = "deleted"  # where it can, one that is being deleted lies in this folder
 
 
 def newest_checkpoint(folder: Any) -> int:
@@ -46,10 +49,15 @@ class Checkpoints:
             _enable_s3()
             atomic = {"atomicity_options": AtomicityOptions(mode=AtomicityMode.COMMIT_FILE)}
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=None, enable_async_checkpointing=True, cleanup_tmp_directories=True, **atomic
+            max_to_keep=None,
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,
+            todelete_subdir=None if is_remote(folder) else DELETED,
+            **atomic,
         )
-        home = folder if is_remote(folder) else folder.absolute()
-        self._manager = ocp.CheckpointManager(home, options=options)
+        self._home = folder if is_remote(folder) else folder.absolute()
+        self._manager = ocp.CheckpointManager(self._home, options=options)
+        self._empty_deleted()  # the process that deleted may have been killed
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -74,6 +82,7 @@ class Checkpoints:
         """
         if step == self.latest():
             return
+        self.wait()  # Orbax counts a save that still runs: were it killed, and the one before it deleted, nothing would stay
         self._delete_old()
         self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), clock=ocp.args.JsonSave(clock)))
 
@@ -83,7 +92,18 @@ class Checkpoints:
         kept = {*steps[1 - KEPT :], self.periodic()}
         for step in steps:
             if step not in kept:
-                self._manager.delete(step)
+                self._delete(step)
+
+    def _delete(self, step: int) -> None:
+        """Deletes a checkpoint so that a kill in the middle leaves none that seems to be finished."""
+        if is_remote(self._home) and processes.is_first():
+            (self._home / str(step) / COMMITTED).unlink(missing_ok=True)
+        self._manager.delete(step)
+        self._empty_deleted()
+
+    def _empty_deleted(self) -> None:
+        if not is_remote(self._home) and processes.is_first():
+            shutil.rmtree(self._home / DELETED, ignore_errors=True)
 
     def periodic(self) -> int | None:
         """The step of the newest checkpoint that a period has made, or None.
@@ -97,7 +117,7 @@ class Checkpoints:
         self.wait()
         for later in self._manager.all_steps():
             if later > step:
-                self._manager.delete(later)
+                self._delete(later)
 
     def check(self) -> None:
         """Raises OSError when a save in the background has failed."""
