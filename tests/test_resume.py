@@ -318,9 +318,11 @@ def test_a_deletion_that_is_killed_leaves_nothing_that_looks_like_a_checkpoint(s
         monkeypatch.setattr(shutil, "rmtree", lambda folder, **_: (Path(folder) / "2" / "_CHECKPOINT_METADATA").unlink())
         checkpoints.forget_after(1)
         monkeypatch.undo()
-    assert newest_checkpoint(tmp_path) == 1 and (tmp_path / "deleted").is_dir()
+    assert newest_checkpoint(tmp_path) == 1
+    assert (tmp_path / "deleted").is_dir()
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.latest() == 1 and not (tmp_path / "deleted").exists()
+        assert checkpoints.latest() == 1
+        assert not (tmp_path / "deleted").exists()
         jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(1, trainer.shapes, trainer.init)[0], state)
 
 
