@@ -7,6 +7,7 @@ import shutil
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 from conftest import edited
 
@@ -14,7 +15,7 @@ from autoretouch_jax import cli
 from autoretouch_jax.config import DataConfig
 from autoretouch_jax.errors import Refused
 from autoretouch_jax.models import winograd
-from autoretouch_jax.planning import chips, gpu, plan, tpu
+from autoretouch_jax.planning import chips, gpu, plan, tpu, traffic
 from autoretouch_jax.runtime import devices
 from autoretouch_jax.training.compilation import lowered_step
 from autoretouch_jax.training.state import make_networks
@@ -256,6 +257,72 @@ def test_the_real_step_is_compiled_for_a_slice_that_is_not_here_and_kept(small_c
     assert again.pop("cached")
     assert again == {key: value for key, value in first.items() if key != "cached"}
     assert "on v5e:2x2: 4 chip(s), 1 host(s)" in plan.report(config, machine, first | {"cached": False})
+
+
+PROGRAM = """
+%sliced (param_0: f32[100,1000], param_1: f32[1000]) -> f32[1000] {
+  %param_0 = f32[100,1000]{1,0:T(8,128)} parameter(0)
+  %slice.1 = f32[1,1000]{1,0:T(8,128)} slice(%param_0), slice={[3:4], [0:1000]}
+  %param_1 = f32[1000]{0:T(1024)} parameter(1)
+  ROOT %add.1 = f32[1000]{0:T(1024)} add(%slice.1, %param_1)
+}
+
+%body (pair: (s32[], bf16[1000])) -> (s32[], bf16[1000]) {
+  %pair = (s32[], bf16[1000]{0}) parameter(0)
+  %count = s32[] get-tuple-element(%pair), index=0
+  %value = bf16[1000]{0} get-tuple-element(%pair), index=1
+  %twice = bf16[1000]{0} add(%value, %value)
+  ROOT %next = (s32[], bf16[1000]{0}) tuple(%count, %twice)
+}
+
+%condition (pair.1: (s32[], bf16[1000])) -> pred[] {
+  %pair.1 = (s32[], bf16[1000]{0}) parameter(0)
+  ROOT %go = pred[]{:S(1)} constant(true)
+}
+
+ENTRY %main (all: f32[100,1000], small: f32[1000], half: bf16[1000]) -> (f32[1000], bf16[1000]) {
+  %all = f32[100,1000]{1,0:T(8,128)} parameter(0)
+  %small = f32[1000]{0:T(1024)} parameter(1)
+  %half = bf16[1000]{0:T(1024)(2,1)} parameter(2)
+  LINES
+  ROOT %out = (f32[1000]{0}, bf16[1000]{0}) tuple(%small, %half)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("lines", "moved"),
+    [
+        ("%sum = f32[1000]{0:T(1024)} add(%small, %small)", 12_000),  # two operands and the result
+        ("%sum = f32[1000]{0:T(1024)S(1)} add(%small, %small)", 8000),  # the result stays on the chip
+        ("%row = f32[1000]{0:T(1024)} fusion(%all, %small), kind=kLoop, calls=%sliced", 12_000),  # a row of the hundred
+        (  # the copy is read once, and its end is no second transfer
+            "%start = (f32[1000]{0:T(1024)S(1)}, f32[1000]{0:T(1024)}, u32[]{:S(2)}) copy-start(%small)\n"
+            "  %done = f32[1000]{0:T(1024)S(1)} copy-done(%start)\n"
+            "  %used = f32[1000]{0:T(1024)S(1)} negate(%done)",
+            4000,
+        ),
+        (
+            "%start = ((f32[100,1000]{1,0:T(8,128)}), f32[5,1000]{1,0:T(8,128)S(1)}, s32[]) slice-start(%all), calls=%x\n"
+            "  %done = f32[5,1000]{1,0:T(8,128)S(1)} slice-done(%start)",
+            20_000,
+        ),
+        ("%few = f32[2,1000]{1,0:T(8,128)} slice(%all), slice={[0:2], [0:1000]}", 16_000),
+        (
+            "%begin = (s32[], bf16[1000]{0}) tuple(%zero, %half)\n  %loop = (s32[], bf16[1000]{0}) while(%begin), "
+            'condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"7"}}',
+            7 * 6000,
+        ),
+    ],
+)
+def test_the_bytes_of_a_program_are_those_that_leave_the_chip(lines, moved):
+    assert traffic.bytes_through_memory(PROGRAM.replace("LINES", lines)) == moved
+
+
+def test_the_bytes_of_a_program_for_this_machine_are_those_of_its_arrays():
+    x = jnp.ones((300, 1000))
+    text = jax.jit(lambda x: (2 * x + 1).sum(0)).lower(x).compile().as_text()
+    assert x.nbytes <= traffic.bytes_through_memory(text) <= 1.1 * x.nbytes
 
 
 @has_libtpu

@@ -1,7 +1,8 @@
 """The plan of a config on a machine that is not here: memory, FLOPs, communication, a bound of the time, and what would fit.
 
-For a TPU slice the real step is compiled, and memory, FLOPs, bytes and collectives are XLA's (`tpu.py`). For GPUs the same
-figures are estimated from the traced step (`gpu.py`). The time is a roofline of our own over them (`chips.py`).
+For a TPU slice the real step is compiled: memory, FLOPs and collectives are XLA's (`tpu.py`), and the bytes through memory are
+read from the compiled program (`traffic.py`). For GPUs the same figures are estimated from the traced step (`gpu.py`). The time
+is a roofline of our own over them (`chips.py`).
 """
 
 import contextlib

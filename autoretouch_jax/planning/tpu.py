@@ -23,14 +23,13 @@ from tqdm import tqdm
 
 from autoretouch_jax.config import Config
 from autoretouch_jax.errors import Refused
+from autoretouch_jax.planning.traffic import BYTES, array_bytes, bytes_through_memory
 from autoretouch_jax.runtime import storage
 
 PACKAGE = Path(__file__).parent.parent
 # Our own code that the compiled program depends on. Both whole rooms are taken, so that no new file is forgotten.
 PROGRAM_ROOMS = ("models", "training")
-PROGRAM_FILES = ("runtime/devices.py", "planning/tpu.py")
-# Bytes of an element, by XLA's name of its type.
-BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "pred": 1}
+PROGRAM_FILES = ("runtime/devices.py", "planning/tpu.py", "planning/traffic.py")
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
 LIMIT_SECONDS = 3600
 
@@ -137,14 +136,14 @@ def _analysis(config: Config, topology: str) -> dict[str, Any]:
         if needed is None:
             raise
         return {"fits": False, "need": needed[0], "limit": needed[1], "compile_seconds": time.monotonic() - started}
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
     kinds = ("argument", "output", "alias", "temp", "generated_code")
     return {
         "fits": True,
         "memory": {kind: getattr(memory, f"{kind}_size_in_bytes") for kind in kinds} | {"peak": memory.peak_memory_in_bytes},
-        "flops": cost["flops"],
-        "bytes": cost["bytes accessed"],
-        "collectives": collectives(compiled.as_text()),
+        "flops": compiled.cost_analysis()["flops"],
+        "bytes": bytes_through_memory(text),
+        "collectives": collectives(text),
         "compile_seconds": time.monotonic() - started,
     }
 
@@ -164,20 +163,13 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
     totals: dict[str, dict[str, int]] = {}
     # A collective may be asynchronous, as a pair of start and done: only the start is counted.
     for shapes, kind, started in re.findall(rf"= (.+?) ({COLLECTIVES})(-start)?\(", text):
-        sizes = [_size(dtype, sides) for dtype, sides in re.findall(r"(\w+)\[([\d,]*)\]", shapes) if dtype in BYTES]
+        sizes = [array_bytes(dtype, sides) for dtype, sides in re.findall(r"(\w+)\[([\d,]*)\]", shapes) if dtype in BYTES]
         if started and kind == "all-gather":  # its result names the operands too
             sizes = sizes[len(sizes) // 2 :]
         entry = totals.setdefault(kind, {"count": 0, "bytes": 0})
         entry["count"] += 1
         entry["bytes"] += sum(sizes)
     return totals
-
-
-def _size(dtype: str, sides: str) -> int:
-    size = BYTES[dtype]
-    for side in filter(None, sides.split(",")):
-        size *= int(side)
-    return size
 
 
 if __name__ == "__main__":
