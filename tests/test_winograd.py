@@ -13,6 +13,7 @@ from autoretouch_jax.models import winograd
 from autoretouch_jax.models.layers import BatchNorm
 from autoretouch_jax.models.modules import make_generator
 from autoretouch_jax.planning import gpu
+from autoretouch_jax.training import losses
 
 OUTPUTS, GRADIENTS = 1e-5, 1e-4  # relative to the largest value
 CHANNELS = winograd.SMALLEST_CHANNELS
@@ -188,6 +189,30 @@ def test_a_gradient_of_its_gradient_is_the_derived_one():
 
     value, reference = (jax.grad(lambda s, f=f: penalty(f, s))(scale) for f in (ours, derived))
     assert error(value, reference) <= 1e-4
+
+
+def test_batch_norm_of_bfloat16_is_that_of_the_same_values_in_float32():
+    x, scale, bias, weight = 3 * noise(2, 7, 5, 8) + 1, 1 + noise(8, seed=1), noise(8, seed=2), noise(2, 7, 5, 8, seed=3)
+    half = x.astype(jnp.bfloat16)
+    value, reference = (jax.jit(ours)(image, scale, bias) for image in (half, half.astype(jnp.float32)))
+    assert value.dtype == jnp.float32
+    assert error(value, reference) <= 1e-5
+
+    def gradient(image):
+        return jax.grad(lambda x: jnp.square(jax.grad(lambda x: (weight * jnp.tanh(ours(x, scale, bias))).sum())(x)).sum())(
+            image
+        )
+
+    assert error(gradient(half).astype(jnp.float32), gradient(half.astype(jnp.float32))) <= 2e-2
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [(jnp.bfloat16, True), (jnp.float32, False)])
+def test_what_is_bfloat16_stays_so_in_memory(dtype, kept):
+    """A barrier keeps XLA from carrying an array on as float32. In float32, where it could only hinder, there is none."""
+    x = noise(2, 7, 5, 8).astype(dtype)
+    norm = jax.jit(ours).lower(x, jnp.ones(8), jnp.zeros(8)).as_text()
+    perceptual = jax.jit(losses.perceptual).lower({"relu1_2": x}, {"relu1_2": x}).as_text()
+    assert [("optimization_barrier" in text) for text in (norm, perceptual)] == [kept, kept]
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from autoretouch_jax.models.layers import as_stored
 from autoretouch_jax.models.outputs import GeneratorOutput, Scales
 from autoretouch_jax.training.scalars import is_off
 
@@ -55,12 +56,12 @@ def perceptual(fake: Features, target: Features, weights: Sequence[jax.Array | f
     """
     total: jax.Array | float = 0.0
     for weight, (name, reference) in zip(weights or [1 / len(target)] * len(target), target.items(), strict=True):
-        reference = jax.lax.stop_gradient(reference.astype(jnp.float32))
-        difference = jnp.abs(fake[name].astype(jnp.float32) - reference)
+        reference = as_stored(reference)
+        difference = _mean_difference(as_stored(fake[name]), reference)
         if scale == "rms":
             # The activations of torchvision's and Keras' weights differ by a factor of 60.
-            difference *= jax.lax.rsqrt(jnp.mean(jnp.square(reference), axis=(1, 2, 3), keepdims=True) + 1e-12)
-        total += weight * _per_image(difference)
+            difference *= jax.lax.rsqrt(_per_image(jnp.square(reference.astype(jnp.float32))) + 1e-12)
+        total += weight * difference
     return jnp.asarray(total)
 
 
@@ -72,9 +73,14 @@ def feature_matching(fake: Scales, real: Scales) -> jax.Array:
     total: jax.Array | float = 0.0
     for fake_features, real_features in zip(fake, real, strict=True):
         for a, b in zip(fake_features[:-1], real_features[:-1], strict=True):
-            difference = jnp.abs(a.astype(jnp.float32) - jax.lax.stop_gradient(b).astype(jnp.float32))
-            total += 4.0 / (len(fake_features) - 1) / len(fake) * _per_image(difference)
+            total += 4.0 / (len(fake_features) - 1) / len(fake) * _mean_difference(a, b)
     return jnp.asarray(total)
+
+
+def _mean_difference(fake: jax.Array, reference: jax.Array) -> jax.Array:
+    """Each image's mean absolute difference of features, subtracted in their own type and averaged in float32."""
+    # These are the largest arrays of a step, and XLA would store float32 copies of them.
+    return _per_image(jnp.abs(fake - jax.lax.stop_gradient(reference)))
 
 
 def mask(fake: GeneratorOutput, source: jax.Array, target: jax.Array, left_share: jax.Array | float = 0.0) -> jax.Array:
