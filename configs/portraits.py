@@ -25,9 +25,9 @@ from autoretouch_jax.config import (
 )
 
 config = Config(
-    generator=Retouch(width=32, widest=3, levels=5, blocks=1, gate=0.4, gate_off_faces=0.85),
+    generator=Retouch(width=32, widest=3, levels=5, blocks=1, gate=0.5, gate_off_faces=0.85),
     loss=LossConfig(
-        pixel="l1", pixel_weight=100.0, edit_weight=5.0, mask_weight=8.0, adversarial_weight=0.0, perceptual_weight=0.0
+        pixel="l1", pixel_weight=100.0, edit_weight=8.0, mask_weight=8.0, adversarial_weight=0.0, perceptual_weight=0.0
     ),
     data=DataConfig(
         crop=192,
@@ -47,9 +47,9 @@ config = Config(
         generator_lr=2e-3,
         beta1=0.9,
         warmup_steps=100,
-        decay_share=0.5,
+        decay_share=1.0,
         clip_norm=5.0,
         ema=0.999,
     ),
-    train=TrainConfig(steps=6000, batch=2, checkpoint_every=500, log_every=50, sample_every=1000),
+    train=TrainConfig(steps=8000, batch=2, checkpoint_every=500, log_every=50, sample_every=1000),
 )

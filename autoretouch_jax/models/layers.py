@@ -110,10 +110,7 @@ def _normalise_batch_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, ep
     mean = _mean_of_channels(y, axis)
     var = _mean_of_channels(jnp.square(y - mean), axis)
     inverse = jax.lax.rsqrt(var + epsilon)
-    factor = inverse * scale
-    # In float32 the difference keeps more digits. In bfloat16 there are none to lose, and XLA kept the difference in memory.
-    out = (y - mean) * factor + bias if x.dtype == jnp.float32 else y * factor + (bias - mean * factor)
-    return (out, mean, var), (x, scale, mean, inverse)
+    return ((y - mean) * (inverse * scale) + bias, mean, var), (x, scale, mean, inverse)
 
 
 def _normalise_batch_backward(epsilon: float, axis: str | None, kept: Any, cotangents: Any) -> Any:
