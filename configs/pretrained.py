@@ -1,11 +1,13 @@
 """How the model in the box was trained: `autoretouch_jax/pretrained/README.md` is its card.
 
-    autoretouch train configs/portraits.py --data.root FACES --data.negatives PHOTOS --workdir runs/portraits
+    autoretouch train configs/portraits.py --data.root FACES --data.negatives PHOTOS --workdir runs/portraits \\
+        --train.steps 6000 --optim.decay-share 0.5 --loss.edit-weight 5
     autoretouch train configs/pretrained.py --train.start-from runs/portraits \\
         --data.root FACES --data.negatives PHOTOS --workdir runs/pretrained
 
-It continues `configs/portraits.py`, for longer, with more uneven light, and with a rate that falls from the first step on: at
-a constant rate the network is far worse than its average, and most of what it learns shows only while the rate falls.
+It continues `configs/portraits.py`, with the values that this had then, for longer, with more uneven light, and with a rate
+that falls from the first step on: at a constant rate the network is far worse than its average, and most of what it learns
+shows only while the rate falls.
 """
 
 from autoretouch_jax.config import BlemishConfig, Config, DataConfig, LossConfig, OptimConfig, Retouch, TrainConfig

@@ -281,6 +281,16 @@ PROGRAM = """
   ROOT %go = pred[]{:S(1)} constant(true)
 }
 
+%doubled (x: f32[1000]) -> f32[1000] {
+  %x = f32[1000]{0:T(1024)} parameter(0)
+  ROOT %sum.2 = f32[1000]{0:T(1024)} add(%x, %x)
+}
+
+%negated (y: f32[1000]) -> f32[1000] {
+  %y = f32[1000]{0:T(1024)} parameter(0)
+  ROOT %minus = f32[1000]{0:T(1024)} negate(%y)
+}
+
 ENTRY %main (all: f32[100,1000], small: f32[1000], half: bf16[1000]) -> (f32[1000], bf16[1000]) {
   %all = f32[100,1000]{1,0:T(8,128)} parameter(0)
   %small = f32[1000]{0:T(1024)} parameter(1)
@@ -309,6 +319,10 @@ ENTRY %main (all: f32[100,1000], small: f32[1000], half: bf16[1000]) -> (f32[100
             20_000,
         ),
         ("%few = f32[2,1000]{1,0:T(8,128)} slice(%all), slice={[0:2], [0:1000]}", 16_000),
+        (  # the dearer branch
+            "%chosen = f32[1000]{0:T(1024)} conditional(%which, %small, %small), branch_computations={%doubled, %negated}",
+            12_000,
+        ),
         (
             "%begin = (s32[], bf16[1000]{0}) tuple(%zero, %half)\n  %loop = (s32[], bf16[1000]{0}) while(%begin), "
             'condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"7"}}',

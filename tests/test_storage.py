@@ -20,7 +20,7 @@ from autoretouch_jax.errors import BadInput, Refused
 from autoretouch_jax.models.folder import load_model
 from autoretouch_jax.runtime import storage
 from autoretouch_jax.training import loop
-from autoretouch_jax.training.checkpoints import newest_checkpoint
+from autoretouch_jax.training.checkpoints import Checkpoints, newest_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the servers' libraries
 
@@ -109,6 +109,20 @@ def test_a_save_that_was_not_committed_is_no_checkpoint(bucket, small_config):
     (there / "checkpoints" / "5" / "state" / "d").write_bytes(b"half")
     assert not newest_checkpoint(there / "checkpoints")
     assert loop.run(edited(small_config, train={"steps": 2, "checkpoint_every": 2}), str(there)) == 0
+
+
+def test_a_deletion_in_a_bucket_that_is_killed_leaves_no_checkpoint(bucket, monkeypatch):
+    folder, state = storage.open_path(f"{bucket}/runs/deleted/checkpoints"), {"x": np.arange(3.0)}
+    with Checkpoints(folder) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, state, {})
+        checkpoints.wait()
+        assert not (folder / "1").exists()
+        monkeypatch.setattr(checkpoints._manager, "delete", lambda step: (_ for _ in ()).throw(InterruptedError))
+        with pytest.raises(InterruptedError):
+            checkpoints.forget_after(2)
+    assert (folder / "3" / "state").exists()
+    assert newest_checkpoint(folder) == 2
 
 
 def test_a_bucket_that_is_not_there_is_refused_and_not_made(bucket, small_config, capsys):

@@ -19,7 +19,7 @@ BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, 
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.+?) ([\w\-]+)\((.*)$")
 COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
-NAMES_ONLY = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"}  # nothing moves
+NAMES_ONLY = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}  # nothing moves
 PARTIAL = {"slice", "dynamic-slice"}  # these read as much as they return
 TRANSFERS = {"copy-start": (1, 0), "slice-start": (0, 1)}  # the places of the source and of its copy in the result
 

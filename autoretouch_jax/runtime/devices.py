@@ -207,7 +207,7 @@ def _as_global_arrays(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def mean(tree: Any) -> Any:
-    """Averages float32 leaves over the devices. XLA makes one collective of them, or of as many as it can start early."""
+    """Averages float32 leaves over the devices. XLA combines them into one collective."""
     return tree if jax.lax.axis_size(AXIS) == 1 else jax.lax.pmean(tree, AXIS)
 
 

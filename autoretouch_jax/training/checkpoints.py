@@ -96,9 +96,12 @@ class Checkpoints:
 
     def _delete(self, step: int) -> None:
         """Deletes a checkpoint so that a kill in the middle leaves none that seems to be finished."""
-        if is_remote(self._home) and processes.is_first():
-            (self._home / str(step) / COMMITTED).unlink(missing_ok=True)
+        remote, path = is_remote(self._home) and processes.is_first(), self._home / str(step)
+        if remote:
+            (path / COMMITTED).unlink(missing_ok=True)
         self._manager.delete(step)
+        if remote:
+            path.rmtree(missing_ok=True)  # in s3:// Orbax does not find what is not committed
         self._empty_deleted()
 
     def _empty_deleted(self) -> None:
