@@ -34,7 +34,9 @@ from autoretouch_jax.training import loop
 LEFT = 0.3  # share of the blemishes that the targets keep
 FACE_SIZE = 256  # of the faces in the pairs, in pixels, as in configs/portraits.py
 PER_MEGAPIXEL = (250.0, 1500.0)  # blemishes of a face, drawn log-uniformly: a face of fewer can be judged spot by spot
-STRENGTH = (0.3, 0.9)  # without the faintest blemishes of configs/portraits.py, which a retoucher would not see either
+# A retoucher who is in a hurry overlooks spots. So there are neither large patches nor shadows below the eyes, nor the faintest
+# blemishes of configs/portraits.py.
+SPOTS = {"patch": (2.0, 5.5), "strength": (0.3, 0.9), "hollows": 0.0, "clean_share": 0.0}
 HELD_OUT = 5  # every so many-th person
 SHARE_TO_KEEP, LEAST_RECOVERED = 0.85, 0.30  # of what clean labels recover; less than the second shows nothing
 
@@ -64,15 +66,13 @@ def draw(rng: np.random.Generator, clean: np.ndarray, skin: np.ndarray) -> tuple
     """
     drawn: BlemishConfig = load("portraits.py").data.blemish
     density = float(np.exp(rng.uniform(*np.log(PER_MEGAPIXEL))))
-    shadows, left_shadows = rng.random() < drawn.hollows, rng.random() < LEFT
 
-    def layer(image: np.ndarray, share: float, hollows: bool) -> np.ndarray:
+    def layer(image: np.ndarray, share: float) -> np.ndarray:
         count = (share * density, share * density)
-        config = dataclasses.replace(drawn, per_megapixel=count, strength=STRENGTH, hollows=float(hollows), clean_share=0.0)
-        return add_blemishes(rng, image, config, skin)
+        return add_blemishes(rng, image, dataclasses.replace(drawn, per_megapixel=count, **SPOTS), skin)
 
-    target = layer(clean, LEFT, shadows and left_shadows)
-    return layer(target, 1 - LEFT, shadows and not left_shadows), target
+    target = layer(clean, LEFT)
+    return layer(target, 1 - LEFT), target
 
 
 def draw_pairs(faces: Path, out: Path, count: int) -> None:

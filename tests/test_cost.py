@@ -35,7 +35,7 @@ VGG_LAYERS = {"relu1_2": ((SIDE, 3, 64), (SIDE, 64, 64)), "relu2_2": ((SIDE // 2
 VGG_LAYERS["relu3_3"] = ((SIDE // 4, 128, 256), *((SIDE // 4, 256, 256),) * 2)
 NEWTON_SCHULZ = 5  # iterations of Muon in a step
 # Everything else in the step, such as norms, losses and Adam, in shares of the least.
-ELSE = 0.006
+ELSE = 0.005
 
 
 def config_of(name):

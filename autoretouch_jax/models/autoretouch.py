@@ -10,7 +10,16 @@ import jax
 import jax.numpy as jnp
 
 from autoretouch_jax.config import networks
-from autoretouch_jax.models.layers import BatchNorm, Conv, Remat, contrast_init, leaky, rematerialised, upsample_nearest
+from autoretouch_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    ConvBeforeNorm,
+    Remat,
+    contrast_init,
+    leaky,
+    rematerialised,
+    upsample_nearest,
+)
 
 GLOROT = nn.initializers.glorot_uniform()  # Keras' default, for the kernels of the published network
 
@@ -35,9 +44,11 @@ class ResidualBlock(nn.Module):
         # (Fixup, Zhang et al. 2019).
         inits = (GLOROT, GLOROT) if self.norm == "batch" else (nn.initializers.lecun_normal(), nn.initializers.zeros)
         for i, init in enumerate(inits):
-            y = Conv(self.channels, (3, 3), dtype=self.dtype, kernel_init=init)(y)
             if self.norm == "batch":
-                y = batch_norm(self.axis, f"BatchNorm_{i}")(y, train).astype(self.dtype)
+                y, bias = ConvBeforeNorm(self.channels, self.dtype, init, name=f"Conv_{i}")(y)
+                y = batch_norm(self.axis, f"BatchNorm_{i}")(y, train, bias).astype(self.dtype)
+            else:
+                y = Conv(self.channels, (3, 3), dtype=self.dtype, kernel_init=init)(y)
             y = leaky(y)
         return x + y
 

@@ -75,19 +75,21 @@ class BatchNorm(nn.Module):
     scale_init: Any = nn.initializers.ones
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, offset: jax.Array | float = 0.0) -> jax.Array:
+        """Returns `x + offset`, normalised, as float32. `offset` is one value for each channel, see `ConvBeforeNorm`."""
         shape = (x.shape[-1],)
         scale, bias = self.param("scale", self.scale_init, shape), self.param("bias", nn.initializers.zeros, shape)
         moving_mean = self.variable("batch_stats", "mean", lambda: jnp.zeros(shape, jnp.float32))
         moving_var = self.variable("batch_stats", "var", lambda: jnp.ones(shape, jnp.float32))
         if not train:
             factor = jax.lax.rsqrt(moving_var.value + self.epsilon) * scale
-            return (x.astype(jnp.float32) - moving_mean.value) * factor + bias
+            return (x.astype(jnp.float32) - (moving_mean.value - offset)) * factor + bias
+        # What is added to a whole channel goes with its mean.
         out, mean, var = _normalise_batch(x, scale, bias, self.epsilon, self.axis)
         count = x.size // x.shape[-1] * (devices.sharing() if self.axis else 1)
         # The innermost level of a U-Net can have a single value: its variance is 0, whatever it is multiplied with.
         correction = count / max(1, count - 1) if self.unbiased else 1.0
-        moving_mean.value = self.momentum * moving_mean.value + (1 - self.momentum) * mean
+        moving_mean.value = self.momentum * moving_mean.value + (1 - self.momentum) * (mean + jax.lax.stop_gradient(offset))
         moving_var.value = self.momentum * moving_var.value + (1 - self.momentum) * correction * var
         return out
 
@@ -196,6 +198,27 @@ def conv(
         kernel_init=init,
         bias_init=bias or nn.initializers.zeros,
     )
+
+
+class ConvBeforeNorm(nn.Module):
+    """A 3×3 convolution of stride 1, `[N, h, w, C]` → `[N, h, w, features]`, and its bias, `[features]`, not added.
+
+    BatchNorm takes both. In training it would take the bias out again with the mean, so no pass over the feature map adds it,
+    and its gradient is 0. The parameters are those of `Conv`.
+    """
+
+    features: int
+    dtype: Any
+    init: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        kernel = self.param("kernel", self.init, (3, 3, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        y = winograd.convolve(
+            x.astype(self.dtype), kernel.astype(self.dtype), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return y, bias
 
 
 class FoldedConv(nn.Module):
