@@ -12,7 +12,7 @@ from skimage import data as skimage_data
 
 from autoretouch_jax import cli
 from autoretouch_jax.config import BlemishConfig, DataConfig
-from autoretouch_jax.data import pipeline
+from autoretouch_jax.data import pigments, pipeline
 from autoretouch_jax.data.augment import augment_negative
 from autoretouch_jax.data.blemishes import add_blemishes
 from autoretouch_jax.data.degrade import degrade
@@ -62,6 +62,55 @@ def test_shadows_lie_below_the_eyes():
     assert not changed[where[..., 1] == 0].any()
     none = dataclasses.replace(config, hollows=0.0)
     np.testing.assert_array_equal(add_blemishes(np.random.default_rng(1), clean, none, where), clean)
+
+
+def pigmented(seed, **values):
+    clean = photo()
+    where = regions(clean, find_faces(clean))
+    config = BlemishConfig(clean_share=0.0, pigments=1.0, **values)
+    return clean, add_blemishes(np.random.default_rng(seed), clean, config, where), where[..., 0] > 0
+
+
+def test_pigments_lie_on_skin_alone_and_are_few():
+    changed = []
+    for seed in range(4):
+        clean, blemished, skin = pigmented(seed, per_megapixel=(100.0, 1600.0), patch=(3.0, 10.0), radius=(0.7, 2.0))
+        changed.append((blemished != clean).any(-1))
+        assert not changed[-1][~skin].any(), "hair, eyes, lips and cloth stay as they are"
+        assert 0.01 < changed[-1][skin].mean() < 0.7
+    assert (changed[0] != changed[1]).any()
+    np.testing.assert_array_equal(pigmented(3)[1], pigmented(3)[1])
+
+
+def test_blood_and_melanin_take_more_green_and_blue_light_than_red():
+    clean, blemished, _ = pigmented(5, per_megapixel=(400.0, 400.0), hollows=0.0)
+    taken = (clean.astype(int) - blemished).reshape(-1, 3).sum(0)
+    assert taken[0] < taken[1]
+    assert taken[0] < taken[2]
+    assert (taken > 0).all()
+
+
+def test_pigments_need_a_known_face_and_use_no_draw_where_they_are_off():
+    clean, config = photo(), BlemishConfig(clean_share=0.0)
+    where = regions(clean, find_faces(clean))
+    always = dataclasses.replace(config, pigments=1.0)
+    draw = lambda config, where: add_blemishes(np.random.default_rng(7), clean, config, where)  # noqa: E731
+    np.testing.assert_array_equal(draw(always, None), draw(config, None))
+    assert (draw(always, where) != draw(config, where)).any()
+    np.testing.assert_array_equal(draw(always, np.zeros_like(where)), clean)
+
+
+@pytest.mark.parametrize("family", pigments.PAINTERS)
+def test_every_family_of_pigments_is_local_and_visible(family):
+    visible = 0
+    for seed in range(20):
+        layers = pigments.Layers(np.zeros((160, 160, 3), np.float32), np.zeros((160, 160), np.float32))
+        config = BlemishConfig(patch=(6.0, 20.0), radius=(1.0, 6.0))
+        pigments.PAINTERS[family](np.random.default_rng(seed), layers, np.array([80.0, 80.0], np.float32), config)
+        assert np.isfinite(layers.depth).all()
+        assert (layers.depth > pigments.LEAST_DEPTH).any(-1).mean() < 0.3
+        visible += layers.depth.max() > 0.03
+    assert visible >= 15
 
 
 # ---- negatives --------------------------------------------------------------------------------------------------------------

@@ -88,6 +88,9 @@ class BlemishConfig:
     """Range of radii of large, faint patches."""
     hollows: float = 0.4
     """Share of the crops below an eye that get a shadow there. It needs `data.root` and a face that can be found."""
+    pigments: float = 0.0
+    """Share of the crops whose blemishes are few, and of the colours of blood, melanin and veins; those of the others have any
+    colour. It needs `data.root` and a face that can be found."""
     clean_share: float = 0.1
     """Share of the crops that get no blemish, so that the network learns to leave skin alone."""
 

@@ -30,6 +30,7 @@ SHARES = (
     "optim.global_frozen_share",
     "data.blemish.clean_share",
     "data.blemish.hollows",
+    "data.blemish.pigments",
     "data.on_skin",
     "data.negative_share",
     "data.degrade",

@@ -4,7 +4,7 @@ scars, discoloured patches, and shadows below the eyes.
 All randomness comes from the generator passed in. Images are uint8 `[H, W, 3]`; pixels outside every blemish come back
 bit-identical. Where the skin is known (`face_parts.regions`), blemishes lie on bare skin alone, and not on hair, lips,
 eyes or cloth. The families and their ranges are ours. They are broad on purpose, so that the network also learns to remove
-blemishes that this file does not draw.
+blemishes that this file does not draw. `pigments.py` draws a share of the crops in another way.
 """
 
 from typing import NamedTuple
@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from autoretouch_jax.config import BlemishConfig
+from autoretouch_jax.data.pigments import add_pigments
+from autoretouch_jax.data.shapes import blob, shifted, uneven
 
 # For each hue the lowest and the highest multipliers of the local skin colour (R, G, B).
 PALETTE = {
@@ -42,6 +44,9 @@ def add_blemishes(
     # A network that never sees clean skin learns that every crop must be changed.
     if rng.random() < config.clean_share:
         return clean
+    # Without them nothing is drawn here, so that runs of before go on with the same crops.
+    if regions is not None and config.pigments > 0 and rng.random() < config.pigments:
+        return add_pigments(rng, clean, config, regions)
     height, width = clean.shape[:2]
     if regions is None:
         on_skin = np.flatnonzero(skin_mask(clean))
@@ -125,22 +130,6 @@ def _paint(rng: np.random.Generator, view: Canvas, alpha: np.ndarray, colour: np
     image += alpha * (cover * (goal - image) + (1 - cover) * image * (colour - 1))
 
 
-def _blob(rng: np.random.Generator, dy: np.ndarray, dx: np.ndarray, radius: float, bell: float = 0.5) -> np.ndarray:
-    """Coverage in [0, 1] of an irregular ellipse. A share `bell` of them fade out, the others have an edge."""
-    angle, stretch = rng.uniform(0, np.pi), np.exp(rng.normal(0, 0.22))
-    u = (np.cos(angle) * dx + np.sin(angle) * dy) / stretch
-    v = (np.cos(angle) * dy - np.sin(angle) * dx) * stretch
-    distance = np.sqrt(u * u + v * v) / radius
-    # The outline of a smaller blob would not be visible.
-    if radius > 2:
-        theta = np.arctan2(v, u)
-        for k in (2, 3, 5):
-            distance = distance * (1 + rng.normal(0, 0.3 / k) * np.cos(k * theta + rng.uniform(0, 6.3)))
-    if rng.random() < bell:
-        return np.exp(-0.5 * (1.6 * distance) ** rng.uniform(1.6, 3.5))
-    return 1 / (1 + np.exp(np.clip((distance - 1) * radius / rng.uniform(0.35, 0.35 + 0.35 * radius), -30, 30)))
-
-
 def _strength(rng: np.random.Generator, config: BlemishConfig) -> float:
     """A strength between the config's bounds. Faint ones are more common: most of what retouchers remove is faint."""
     low, high = config.strength
@@ -154,7 +143,7 @@ def _spot(rng, canvas, centre, config) -> None:
     """A round discoloration of any hue and sharpness."""
     radius = _radius(rng, config)
     view, dy, dx = _window(canvas, centre, 3 * radius + 2)
-    _paint(rng, view, _strength(rng, config) * _blob(rng, dy, dx, radius), _colour(rng))
+    _paint(rng, view, _strength(rng, config) * blob(rng, dy, dx, radius), _colour(rng))
 
 
 def _pimple(rng, canvas, centre, config) -> None:
@@ -162,12 +151,12 @@ def _pimple(rng, canvas, centre, config) -> None:
     radius = _radius(rng, config)
     view, dy, dx = _window(canvas, centre, 3 * radius + 2)
     strength = _strength(rng, config)
-    _paint(rng, view, strength * _blob(rng, dy, dx, radius), _colour(rng, "red"))
+    _paint(rng, view, strength * blob(rng, dy, dx, radius), _colour(rng, "red"))
     if rng.random() < 0.6:
         core = max(0.7, radius * rng.uniform(0.2, 0.5))
         off = rng.normal(0, 0.2 * radius, 2)
         kind = str(rng.choice(["pale", "pale", "dark", "red", "brown"]))
-        _paint(rng, view, min(1.0, 1.3 * strength) * _blob(rng, dy - off[0], dx - off[1], core), _colour(rng, kind))
+        _paint(rng, view, min(1.0, 1.3 * strength) * blob(rng, dy - off[0], dx - off[1], core), _colour(rng, kind))
     if radius > 1.5:
         angle = rng.uniform(0, 2 * np.pi)
         slope = (np.cos(angle) * dx + np.sin(angle) * dy) / radius * np.exp(-0.5 * (dx * dx + dy * dy) / radius**2)
@@ -180,7 +169,7 @@ def _mark(rng, canvas, centre, config) -> None:
     radius = 1.3 * _radius(rng, config, power=0.9)
     view, dy, dx = _window(canvas, centre, 3 * radius + 2)
     colour = _colour(rng, str(rng.choice(["brown", "red", "purple"], p=[0.35, 0.4, 0.25])))
-    _paint(rng, view, 0.6 * _strength(rng, config) * _blob(rng, dy, dx, radius, bell=0.7), colour, cover=0.15 * rng.random())
+    _paint(rng, view, 0.6 * _strength(rng, config) * blob(rng, dy, dx, radius, bell=0.7), colour, cover=0.15 * rng.random())
 
 
 def _mole(rng, canvas, centre, config) -> None:
@@ -188,7 +177,7 @@ def _mole(rng, canvas, centre, config) -> None:
     radius = 0.6 * _radius(rng, config)
     view, dy, dx = _window(canvas, centre, 3 * radius + 2)
     strength = min(1.0, 0.3 + _strength(rng, config))
-    _paint(rng, view, strength * _blob(rng, dy, dx, radius, bell=0.2), _colour(rng, str(rng.choice(["brown", "dark"]))))
+    _paint(rng, view, strength * blob(rng, dy, dx, radius, bell=0.2), _colour(rng, str(rng.choice(["brown", "dark"]))))
 
 
 def _freckles(rng, canvas, centre, config) -> None:
@@ -200,7 +189,7 @@ def _freckles(rng, canvas, centre, config) -> None:
         if (position >= 0).all() and (position < canvas.skin.shape).all():
             radius = rng.uniform(0.6, 2.2)
             view, dy, dx = _window(canvas, position, 3 * radius + 2)
-            _paint(rng, view, strength * rng.uniform(0.5, 1) * _blob(rng, dy, dx, radius), colour)
+            _paint(rng, view, strength * rng.uniform(0.5, 1) * blob(rng, dy, dx, radius), colour)
 
 
 def _line(rng, canvas, centre, config) -> None:
@@ -219,7 +208,7 @@ def _patch(rng, canvas, centre, config) -> None:
     low, high = np.log(config.patch)
     radius = float(np.exp(rng.uniform(low, high)))
     view, dy, dx = _window(canvas, centre, 2 * radius + 2)
-    alpha = _blob(rng, dy, dx, radius, bell=0.7) * _uneven(rng, view.skin.shape)
+    alpha = blob(rng, dy, dx, radius, bell=0.7) * uneven(rng, view.skin.shape)
     colour = _colour(rng, str(rng.choice(["red", "brown", "purple", "pale"], p=[0.6, 0.2, 0.1, 0.1])))
     _paint(rng, view, 0.45 * _strength(rng, config) * alpha, colour, cover=0.15 * rng.random())
 
@@ -230,32 +219,11 @@ def _hollows(rng, canvas, hollow: np.ndarray, config) -> None:
         return
     # Mostly lower than the usual place, and narrower or wider.
     reach = config.patch[1]
-    hollow = _shifted(hollow, round(reach * rng.uniform(-0.1, 0.35)), round(reach * rng.uniform(-0.1, 0.1)))
-    alpha = 0.7 * _strength(rng, config) * hollow ** rng.uniform(0.5, 1.8) * _uneven(rng, hollow.shape)
+    hollow = shifted(hollow, round(reach * rng.uniform(-0.1, 0.35)), round(reach * rng.uniform(-0.1, 0.1)))
+    alpha = 0.7 * _strength(rng, config) * hollow ** rng.uniform(0.5, 1.8) * uneven(rng, hollow.shape)
     _paint(
         rng, canvas, alpha, _colour(rng, str(rng.choice(["purple", "brown", "dark", "red"], p=[0.4, 0.3, 0.2, 0.1]))), cover=0.0
     )
-
-
-def _shifted(values: np.ndarray, down: int, right: int) -> np.ndarray:
-    """`[h, w]` moved by so many pixels. What comes in from outside repeats the border."""
-    height, width = values.shape
-    rows, columns = np.clip(np.arange(height) - down, 0, height - 1), np.clip(np.arange(width) - right, 0, width - 1)
-    return values[np.ix_(rows, columns)]
-
-
-def _uneven(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """A factor around 0.7, from coarse noise: `float32[h, w]` in [0, 1]."""
-    grain = rng.normal(0, 1, (4, 4)).astype(np.float32)
-    rows, columns = np.linspace(0, 3, shape[0]), np.linspace(0, 3, shape[1])
-    return np.clip(0.7 + 0.25 * _interpolate(_interpolate(grain, rows).T, columns).T, 0, 1)
-
-
-def _interpolate(values: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Linear interpolation of the rows of `values` at fractional row numbers."""
-    low = np.minimum(at.astype(int), len(values) - 2)
-    t = (at - low).astype(np.float32)[:, None]
-    return values[low] * (1 - t) + values[low + 1] * t
 
 
 # By name, because tests draw each family alone.

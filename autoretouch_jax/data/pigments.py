@@ -1,0 +1,161 @@
+"""A second hand that draws blemishes: few of them, as on a face, and each a pigment that absorbs light.
+
+`blemishes.py` draws any colour, anywhere, many at once, so that networks learn to remove what nobody thought of. What
+retouchers meet is narrower: blood below the skin, melanin in it, veins that show through, and bumps. Optical depths of pigments
+add up, and light falls off exponentially with them (Beer and Lambert), so all of it is drawn as depth and laid over the skin at
+once. The pigments' colours follow Jacques (1996) and Prahl's tables of haemoglobin, loosely, because cameras differ. The ranges
+are ours.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from autoretouch_jax.config import BlemishConfig
+from autoretouch_jax.data.shapes import blob, distance, shifted, uneven
+
+# For each pigment the lowest and the highest absorption of red, green and blue light, relative to green.
+PIGMENTS = {
+    "melanin": ((0.6, 1.0, 1.1), (0.85, 1.0, 1.5)),
+    "blood": ((0.02, 1.0, 0.6), (0.3, 1.0, 1.0)),
+    "veins": ((0.35, 1.0, 0.5), (0.7, 1.0, 0.9)),
+}
+SMALL = {"pimple": 0.42, "mark": 0.38, "mole": 0.2}  # the shares of the small blemishes
+MOST_PATCHES = 3  # in a crop
+LEAST_DEPTH = 0.004  # a fainter layer would change a pixel by half a level at most
+LEVELS = (np.arange(256, dtype=np.float32) / 255) ** 2.2  # linear light of a level, nearly: sRGB's curve is not much different
+
+
+class Layers(NamedTuple):
+    """What lies over a crop, painted on in place: optical depths `[h, w, 3]`, and the light's gain by relief, `[h, w]`."""
+
+    depth: np.ndarray
+    relief: np.ndarray
+
+
+def add_pigments(rng: np.random.Generator, clean: np.ndarray, config: BlemishConfig, regions: np.ndarray) -> np.ndarray:
+    """`uint8[H, W, 3]` → the same with blemishes on its skin. `regions` is what `face_parts.regions` returns."""
+    height, width = clean.shape[:2]
+    on_skin = np.flatnonzero(regions[..., 0] > 127)
+    if on_skin.size == 0:
+        return clean
+    layers = Layers(np.zeros((height, width, 3), np.float32), np.zeros((height, width), np.float32))
+    if rng.random() < config.hollows:
+        _shadows(rng, layers, regions[..., 1].astype(np.float32) / 255, config)
+    # The lower half of the range: a face has tens of blemishes, not hundreds.
+    low, high = np.log(config.per_megapixel)
+    count = rng.poisson(np.exp(rng.uniform(low, (low + high) / 2)) * height * width / 1e6)
+    families = ["patch"] * int(rng.integers(MOST_PATCHES + 1)) + list(rng.choice(list(SMALL), count, p=list(SMALL.values())))
+    for family, position in zip(families, rng.choice(on_skin, size=len(families)), strict=True):
+        PAINTERS[family](rng, layers, np.array(divmod(int(position), width), np.float32), config)
+    skin = regions[..., 0].astype(np.float32)[..., None] / 255
+    depth = layers.depth * skin
+    exponent = np.where(depth < LEAST_DEPTH, 0, -depth) + np.clip(layers.relief, -0.4, 0.4)[..., None] * skin
+    light = LEVELS[clean] * np.exp(exponent)
+    levels = np.rint(255 * np.clip(light, 0, 1) ** (1 / 2.2)).astype(np.uint8)
+    return np.where(np.abs(exponent) < LEAST_DEPTH, clean, levels)
+
+
+def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """A number between two bounds, uniform in its logarithm: faint and small ones are common."""
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+
+def _absorption(rng: np.random.Generator, pigment: str) -> np.ndarray:
+    """The depths in red, green and blue light of a layer whose depth in green light is 1: float32 `[3]`."""
+    low, high = np.array(PIGMENTS[pigment], np.float32)
+    return low + (high - low) * rng.random(3).astype(np.float32)
+
+
+def _lay(layers: Layers, centre: np.ndarray, reach: float, form: Callable[..., np.ndarray], colour: np.ndarray) -> None:
+    """Adds a layer of depth `form(dy, dx)`, float32 `[h, w]`, within `reach` of the centre."""
+    rows, columns = _window(layers, centre, reach)
+    layers.depth[rows, columns] += form(*_offsets(rows, columns, centre))[..., None] * colour
+
+
+def _window(layers: Layers, centre: np.ndarray, reach: float) -> tuple[slice, slice]:
+    rows, columns = (
+        slice(max(0, int(c - reach)), min(side, int(c + reach) + 2))
+        for c, side in zip(centre, layers.relief.shape, strict=True)
+    )
+    return rows, columns
+
+
+def _offsets(rows: slice, columns: slice, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels' offsets from the centre, `[h, 1]` and `[1, w]`."""
+    dy = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] - centre[0]
+    return dy, np.arange(columns.start, columns.stop, dtype=np.float32)[None, :] - centre[1]
+
+
+# ---- the families -----------------------------------------------------------------------------------------------------------
+
+
+def _pimple(rng, layers, centre, config) -> None:
+    """Blood, with a halo around it. Half of them are raised: lit on one side and shaded on the other."""
+    radius, depth = _log_uniform(rng, 0.4 + config.radius[0], config.radius[1]), _log_uniform(rng, *config.strength)
+    halo, wide = depth * rng.uniform(0, 0.5), rng.uniform(1.3, 2.2)
+    pale = rng.uniform(0.5, 1.0) if rng.random() < 0.2 else 0.0
+
+    def form(dy, dx):
+        away = np.hypot(dy, dx) / radius
+        core = depth * blob(rng, dy, dx, radius, bell=0.4) + halo * np.exp(-0.5 * (away / wide) ** 2)
+        return core * (1 - pale * np.exp(-((away / 0.45) ** 2)))
+
+    _lay(layers, centre, 4 * radius + 2, form, _absorption(rng, "blood") + rng.uniform(0, 0.25) * _absorption(rng, "melanin"))
+    if radius > 1.5 and rng.random() < 0.5:
+        rows, columns = _window(layers, centre, 3 * radius)
+        dy, dx = _offsets(rows, columns, centre)
+        angle, height = rng.uniform(0, 2 * np.pi), rng.uniform(0.05, 0.3)
+        bump = np.exp(-0.5 * (dy * dy + dx * dx) / radius**2)
+        layers.relief[rows, columns] += height * (np.cos(angle) * dy + np.sin(angle) * dx) / radius * bump
+
+
+def _mark(rng, layers, centre, config) -> None:
+    """What a pimple leaves: soft, red when it is new, brown when it is old."""
+    radius = 1.3 * _log_uniform(rng, 0.5 + config.radius[0], config.radius[1])
+    depth, brown = 0.55 * _log_uniform(rng, *config.strength), rng.random()
+    colour = (1 - brown) * _absorption(rng, "blood") + brown * _absorption(rng, "melanin")
+    _lay(layers, centre, 3 * radius + 2, lambda dy, dx: depth * blob(rng, dy, dx, radius, bell=0.9), colour)
+
+
+def _mole(rng, layers, centre, config) -> None:
+    """Melanin with a clear edge."""
+    radius = 0.6 * _log_uniform(rng, *config.radius)
+    depth = _log_uniform(rng, 0.4, 2.0)
+    _lay(
+        layers,
+        centre,
+        3 * radius + 2,
+        lambda dy, dx: depth * blob(rng, dy, dx, radius, bell=0.2),
+        _absorption(rng, "melanin") + rng.uniform(0, 0.3) * _absorption(rng, "blood"),
+    )
+
+
+def _patch(rng, layers, centre, config) -> None:
+    """Large, faint and mottled, mostly blood, without an edge."""
+    radius = _log_uniform(rng, 0.35 * config.patch[1], 1.25 * config.patch[1])
+    depth, power = 0.4 * _log_uniform(rng, *config.strength), rng.uniform(1.5, 3)
+
+    def form(dy, dx):
+        away = distance(rng, dy, dx, radius)
+        mottled = uneven(rng, away.shape) * uneven(rng, away.shape) / 0.5
+        return depth * np.exp(-(np.maximum(away, 1e-3) ** power)) * mottled
+
+    _lay(layers, centre, 2.5 * radius, form, _absorption(rng, "blood") + rng.uniform(0, 0.5) * _absorption(rng, "melanin"))
+
+
+def _shadows(rng: np.random.Generator, layers: Layers, hollow: np.ndarray, config: BlemishConfig) -> None:
+    """Below both eyes alike: veins and melanin. `hollow[h, w]` is their usual place and form."""
+    if hollow.max() < 0.2:
+        return
+    reach = config.patch[1]
+    hollow = shifted(hollow, round(reach * rng.uniform(-0.15, 0.3)), round(reach * rng.uniform(-0.1, 0.1)))
+    brown, depth = rng.random(), 0.7 * _log_uniform(rng, *config.strength)
+    colour = (1 - brown) * _absorption(rng, "veins") + brown * _absorption(rng, "melanin")
+    form = depth * hollow ** _log_uniform(rng, 0.5, 3.0) * uneven(rng, hollow.shape) / 0.7
+    layers.depth[...] += form[..., None] * colour
+
+
+# By name, because tests draw each family alone.
+PAINTERS = {"pimple": _pimple, "mark": _mark, "mole": _mole, "patch": _patch}

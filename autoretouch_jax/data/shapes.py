@@ -1,0 +1,46 @@
+"""Forms that blemishes are drawn with, and their textures: float32 `[h, w]`, from the random generator passed in."""
+
+import numpy as np
+
+
+def distance(rng: np.random.Generator, dy: np.ndarray, dx: np.ndarray, radius: float) -> np.ndarray:
+    """The distance from the centre of an irregular ellipse, 1 on its outline, at offsets `dy[h, 1]` and `dx[1, w]` from it."""
+    angle, stretch = rng.uniform(0, np.pi), np.exp(rng.normal(0, 0.22))
+    u = (np.cos(angle) * dx + np.sin(angle) * dy) / stretch
+    v = (np.cos(angle) * dy - np.sin(angle) * dx) * stretch
+    away = np.sqrt(u * u + v * v) / radius
+    # The outline of a smaller blob would not be visible.
+    if radius > 2:
+        theta = np.arctan2(v, u)
+        for k in (2, 3, 5):
+            away = away * (1 + rng.normal(0, 0.3 / k) * np.cos(k * theta + rng.uniform(0, 6.3)))
+    return away
+
+
+def blob(rng: np.random.Generator, dy: np.ndarray, dx: np.ndarray, radius: float, bell: float = 0.5) -> np.ndarray:
+    """Coverage in [0, 1] of an irregular ellipse. A share `bell` of them fade out, the others have an edge."""
+    away = distance(rng, dy, dx, radius)
+    if rng.random() < bell:
+        return np.exp(-0.5 * (1.6 * away) ** rng.uniform(1.6, 3.5))
+    return 1 / (1 + np.exp(np.clip((away - 1) * radius / rng.uniform(0.35, 0.35 + 0.35 * radius), -30, 30)))
+
+
+def shifted(values: np.ndarray, down: int, right: int) -> np.ndarray:
+    """`[h, w]` moved by so many pixels. What comes in from outside repeats the border."""
+    height, width = values.shape
+    rows, columns = np.clip(np.arange(height) - down, 0, height - 1), np.clip(np.arange(width) - right, 0, width - 1)
+    return values[np.ix_(rows, columns)]
+
+
+def uneven(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """A factor around 0.7, from coarse noise: `float32[h, w]` in [0, 1]."""
+    grain = rng.normal(0, 1, (4, 4)).astype(np.float32)
+    rows, columns = np.linspace(0, 3, shape[0]), np.linspace(0, 3, shape[1])
+    return np.clip(0.7 + 0.25 * _interpolate(_interpolate(grain, rows).T, columns).T, 0, 1)
+
+
+def _interpolate(values: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Linear interpolation of the rows of `values` at fractional row numbers."""
+    low = np.minimum(at.astype(int), len(values) - 2)
+    t = (at - low).astype(np.float32)[:, None]
+    return values[low] * (1 - t) + values[low + 1] * t
