@@ -1,4 +1,4 @@
-"""`benchmarks/other_blemishes.py`: pairs with blemishes that the training's own program does not draw."""
+"""`benchmarks/other_blemishes.py` and `blended_blemishes.py`: pairs with blemishes that no training program draws."""
 
 import importlib.util
 import sys
@@ -14,14 +14,23 @@ from autoretouch_jax.data.faces import Face, find_faces
 from autoretouch_jax.demo import faces
 
 
-@pytest.fixture(scope="module")
-def program():
-    spec = importlib.util.spec_from_file_location("other_blemishes", ROOT / "benchmarks" / "other_blemishes.py")
+def loaded(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["other_blemishes"] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     yield module
-    del sys.modules["other_blemishes"]
+    del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def program():
+    yield from loaded("other_blemishes")
+
+
+@pytest.fixture(scope="module")
+def blended():
+    yield from loaded("blended_blemishes")
 
 
 @pytest.fixture(scope="module")
@@ -197,3 +206,32 @@ def test_what_it_cannot_do_it_says(run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run()
     assert "no portrait with a face" in capsys.readouterr().err
+
+
+def test_blended_blemishes_lie_on_skin_and_repeat(blended, portrait, tmp_path, monkeypatch, capsys):
+    clean, found, skin = portrait
+    draw = lambda seed: blended.add_blended_blemishes(np.random.default_rng(seed), clean, skin, found[0])  # noqa: E731
+    changed = (draw(1) != clean).any(-1)
+    assert not changed[skin == 0].any()
+    assert 0.02 < changed[skin > 0].mean() < 0.9
+    np.testing.assert_array_equal(draw(1), draw(1))
+    assert (draw(1) != draw(2)).any()
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    Image.fromarray(clean).save(folder / "a.png")
+    Image.fromarray(skimage_data.coffee()).save(folder / "b.png")
+    monkeypatch.setattr(sys, "argv", ["x", "--faces", str(folder), "--out", str(tmp_path / "out")])
+    blended.main()
+    assert [path.name for path in (tmp_path / "out" / "source").iterdir()] == ["a.png"]
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "target" / "a.png")), clean)
+    assert "1 pairs in" in capsys.readouterr().out
+
+
+def test_blended_shadows_lie_below_the_eyes(blended, portrait):
+    clean, found, skin = portrait
+    usual = blended.Skin(clean.astype(np.float32), skin, np.array([200.0, 150.0, 130.0]))
+    blended.draw_shadows(np.random.default_rng(0), usual, found[0])
+    rows = np.nonzero((usual.image < clean.astype(np.float32) - 1).any(-1))[0]
+    face = found[0]
+    assert len(rows)
+    assert face.y - 0.5 * face.size < rows.min() < rows.max() < face.y + 0.25 * face.size
