@@ -1,10 +1,10 @@
-"""Draws blemishes of a third hand on clean portraits: pairs to measure models with, OUT/source and OUT/target.
+"""Blends blemishes into clean portraits: pairs to measure models with, OUT/source and OUT/target.
 
     python benchmarks/blended_blemishes.py --faces PORTRAITS --out PAIRS
 
-As an editor would paint them: polygons, blurred and blended with sRGB levels, by fixed tints. So these share neither forms nor
-optics with `data/blemishes.py`, `data/pigments.py` and `other_blemishes.py`. For portraits outside the studio give the targets
-that `other_blemishes.py --light` wrote. Images are uint8 `[H, W, 3]`, RGB.
+As an editor would paint them: polygons, blurred and blended with sRGB levels. It shares no drawing with the training. Its
+colours are blended as in `data/blemishes.py`, and not as pigments, as in `data/pigments.py` and `other_blemishes.py`. For
+portraits outside the studio give the targets that `other_blemishes.py --light` wrote. Images are uint8 `[H, W, 3]`, RGB.
 """
 
 import argparse
@@ -30,7 +30,8 @@ KINDS = {
     "mole": (0.2, 0.6, (0.15, 0.15), (0.4, 0.95), ((0.27, 0.21, 0.18), (0.72, 0.56, 0.48))),
 }
 RADIUS, PATCH = (0.006, 0.018), (0.05, 0.14)  # in units of the face's size
-FAINTEST = 0.006  # less would not change a level
+SURE = 0.8  # skin that a blemish is centred on
+FAINTEST = 0.006  # less would change a pixel by about a level at most
 
 
 class Skin(NamedTuple):
@@ -62,9 +63,9 @@ def blend(skin: Skin, corners: list[tuple[float, float]], blur: float, tint: np.
 
 def add_blended_blemishes(rng: np.random.Generator, clean: np.ndarray, where: np.ndarray, face: Face) -> np.ndarray:
     """Returns the portrait with blemishes. They lie where `where`, float32 `[H, W]`, is above 0."""
-    rows, columns = np.nonzero(where > 0.8)
+    rows, columns = np.nonzero(where > SURE)
     own = (np.abs(rows - face.y) < 0.75 * face.size) & (np.abs(columns - face.x) < 0.55 * face.size)
-    places = np.stack([rows, columns], -1)[own]
+    places = np.stack([rows, columns], -1)[own if own.any() else slice(None)]
     skin = Skin(clean.astype(np.float32), where, np.median(clean[tuple(places.T)], axis=0))
 
     def place() -> np.ndarray:
@@ -112,13 +113,17 @@ def main() -> None:
             print(f"{path}: no face found; left out")
             continue
         where = regions(clean, faces)[..., 0].astype(np.float32) / 255
+        if where.max() <= SURE:
+            print(f"{path}: no skin found; left out")
+            continue
         rng = np.random.default_rng([options.seed, zlib.crc32(path.stem.encode())])
         blemished = add_blended_blemishes(rng, clean, where, faces[0])
         values.append(psnr(blemished, clean) or np.inf)
         for side, image in (("source", blemished), ("target", clean)):
             Image.fromarray(image).save(options.out / side / f"{path.stem}.png")
-    if values:
-        print(f"{len(values)} pairs in {options.out}; doing nothing: {np.mean(values):.1f} dB PSNR")
+    if not values:
+        parser.error(f"--faces {options.faces}: no portrait in which a face and its skin were found")
+    print(f"{len(values)} pairs in {options.out}; doing nothing: {np.mean(values):.1f} dB PSNR")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python benchmarks/noisy_labels.py --faces FACES --vgg VGG16 --out runs/noisy
 
-FACES are clean portraits, one for each person; every fifth person is held out. The program draws the pairs itself. The
-same command goes on where it was stopped: runs that are done are read from their folders. A smoke run of two minutes:
+FACES are clean portraits, one for each person; every fifth person is held out. The program draws the pairs itself; portraits
+are used again, with other blemishes, where there are fewer than `--pairs`. The same command goes on where it was stopped: runs
+that are done are read from their folders. A smoke run of two minutes:
 
     python benchmarks/noisy_labels.py --faces FACES --vgg random --out runs/smoke --pairs 6 --steps 6 --seeds 1 --crop 64
 """
@@ -35,8 +36,8 @@ LEFT = 0.3  # share of the blemishes that the targets keep
 FACE_SIZE = 256  # of the faces in the pairs, in pixels, as in configs/portraits.py
 PER_MEGAPIXEL = (250.0, 1500.0)  # blemishes of a face, drawn log-uniformly: a face of fewer can be judged spot by spot
 # A retoucher who is in a hurry overlooks spots. So there are neither large patches nor shadows below the eyes, nor the faintest
-# blemishes of configs/portraits.py.
-SPOTS = {"patch": (2.0, 5.5), "strength": (0.3, 0.9), "hollows": 0.0, "clean_share": 0.0}
+# blemishes of configs/portraits.py. Pigments, whose number is not Poisson, could not be drawn in two layers.
+SPOTS = {"patch": (2.0, 5.5), "strength": (0.3, 0.9), "hollows": 0.0, "pigments": 0.0, "clean_share": 0.0}
 HELD_OUT = 5  # every so many-th person
 SHARE_TO_KEEP, LEAST_RECOVERED = 0.85, 0.30  # of what clean labels recover; less than the second shows nothing
 
@@ -85,11 +86,12 @@ def draw_pairs(faces: Path, out: Path, count: int) -> None:
         part: [p for i, p in enumerate(paths) if (i % HELD_OUT == HELD_OUT - 1) == (part == "test")]
         for part in ("train", "test")
     }
-    settings = {"faces": [path.name for path in paths], "pairs": count}
+    settings = {"faces": [path.name for path in paths], "pairs": count, "left": LEFT, "density": PER_MEGAPIXEL, "spots": SPOTS}
+    settings = json.loads(json.dumps(settings))  # with lists, as they are read
     stamp = out / "pairs.json"
     if stamp.is_file():
         if json.loads(stamp.read_text()) != settings:
-            raise Refused(f"--out {out}: holds pairs of other --faces or --pairs; choose another folder")
+            raise Refused(f"--out {out}: holds pairs of other --faces or --pairs, or of another version; choose another folder")
         return
     numbers = {"train": count or len(people["train"]), "test": len(people["test"])}
     for part, seed in (("train", 0), ("test", 1)):
@@ -225,7 +227,9 @@ def main() -> None:
     )
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["published", "ours"])
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--pairs", type=int, default=0, help="pairs to train on; 0: one for each portrait that is not held out")
+    parser.add_argument(
+        "--pairs", type=int, default=164, help="pairs to train on; 0: one for each portrait that is not held out"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--crop", type=int, default=128)

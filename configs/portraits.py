@@ -39,7 +39,7 @@ config = Config(
         degrade=0.4,
         negative_share=0.2,
         blemish=BlemishConfig(
-            per_megapixel=(250.0, 4000.0), radius=(0.7, 5.5), patch=(5.0, 34.0), strength=(0.1, 0.9), hollows=0.6
+            per_megapixel=(250.0, 4000.0), radius=(0.7, 5.5), patch=(5.0, 34.0), strength=(0.1, 0.9), hollows=0.6, pigments=0.6
         ),
     ),
     optim=OptimConfig(

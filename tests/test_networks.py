@@ -2,7 +2,9 @@
 
 import json
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import GOLDEN
@@ -13,7 +15,7 @@ from autoretouch_jax.config import networks
 from autoretouch_jax.errors import Refused
 from autoretouch_jax.inference.edit import retouch_array
 from autoretouch_jax.inference.tiles import Axis, Plan, network_output
-from autoretouch_jax.models import winograd
+from autoretouch_jax.models import layers, winograd
 from autoretouch_jax.models.folder import Model, load_model
 from autoretouch_jax.models.layers import TransposedConv, depth_to_space, space_to_depth
 from autoretouch_jax.models.modules import make_discriminator, make_generator
@@ -244,3 +246,37 @@ def test_what_does_not_fit_is_named():
     _, weights, _ = golden("pix2pixhd_global_ngf4_down3_blocks2")
     with pytest.raises(Refused, match="another norm"):
         import_generator(weights | {"model.2.running_mean": np.zeros(4)})
+
+
+def test_a_bias_before_batch_norm_is_as_if_it_were_added():
+    """Output, gradients, moved statistics and use, beside a convolution that adds its bias."""
+    rng = np.random.default_rng(0)
+    x, bias, wanted = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 8, 8, 5), (6,), (2, 8, 8, 6)))
+
+    class Pair(nn.Module):
+        later: bool
+
+        @nn.compact
+        def __call__(self, x, train):
+            norm = layers.BatchNorm(momentum=0.8, epsilon=1e-3, unbiased=False)
+            if not self.later:
+                return norm(layers.Conv(6, (3, 3), name="conv")(x), train)
+            y, offset = layers.ConvBeforeNorm(6, jnp.float32, nn.initializers.lecun_normal(), name="conv")(x)
+            return norm(y, train, offset)
+
+    variables = Pair(True).init(jax.random.key(1), x, True)
+    variables["params"]["conv"]["bias"] = jnp.asarray(bias)
+    found = []
+    for later in (True, False):
+
+        def loss(params, x, later=later):
+            out, moved = Pair(later).apply(variables | {"params": params}, x, True, mutable="batch_stats")
+            return jnp.vdot(out, wanted), (out, moved["batch_stats"])
+
+        (_, (out, stats)), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(variables["params"], x)
+        used = Pair(later).apply(variables | {"batch_stats": stats}, x, False)
+        found.append((out, stats, used, gradients[1], gradients[0]["conv"]["kernel"]))
+        if later:
+            assert not gradients[0]["conv"]["bias"].any()
+    for ours, plain in zip(jax.tree.leaves(found[0]), jax.tree.leaves(found[1]), strict=True):
+        np.testing.assert_allclose(ours, plain, atol=2e-5)

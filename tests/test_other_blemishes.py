@@ -1,4 +1,4 @@
-"""`benchmarks/other_blemishes.py` and `blended_blemishes.py`: pairs with blemishes that no training program draws."""
+"""`benchmarks/other_blemishes.py` and `blended_blemishes.py`: pairs with blemishes drawn otherwise than in training."""
 
 import importlib.util
 import sys

@@ -108,9 +108,28 @@ def test_every_family_of_pigments_is_local_and_visible(family):
         config = BlemishConfig(patch=(6.0, 20.0), radius=(1.0, 6.0))
         pigments.PAINTERS[family](np.random.default_rng(seed), layers, np.array([80.0, 80.0], np.float32), config)
         assert np.isfinite(layers.depth).all()
-        assert (layers.depth > pigments.LEAST_DEPTH).any(-1).mean() < 0.3
+        seen = (layers.depth > pigments.LEAST_DEPTH).any(-1) | (np.abs(layers.relief) > 0)
+        assert seen.mean() < 0.35
+        rows, columns = (np.nonzero(layers.depth.any((axis, 2)))[0] for axis in (1, 0))
+        for edge in (*layers.depth[rows[[0, -1]]], *layers.depth[:, columns[[0, -1]]].swapaxes(0, 1)):
+            assert edge.max() < 0.02, "a layer fades out before its window ends"
         visible += layers.depth.max() > 0.03
     assert visible >= 15
+
+
+def test_pigments_are_drawn_with_bounds_that_are_equal():
+    clean, blemished, _ = pigmented(1, per_megapixel=(900.0, 900.0), radius=(2.0, 2.0), patch=(4.0, 4.0), strength=(0.5, 0.5))
+    assert (clean != blemished).any()
+
+
+def test_pigmented_shadows_lie_below_the_eyes():
+    clean = photo()
+    where = regions(clean, find_faces(clean))
+    rng, shape = np.random.default_rng(3), clean.shape[:2]
+    layers = pigments.Layers(np.zeros((*shape, 3), np.float32), np.zeros(shape, np.float32))
+    pigments.draw_shadows(rng, layers, where[..., 1].astype(np.float32) / 255, BlemishConfig(patch=(2.0, 4.0)))
+    assert layers.depth[where[..., 1] > 128].mean() > 5 * layers.depth[where[..., 1] < 20].mean()
+    assert not layers.relief.any()
 
 
 # ---- negatives --------------------------------------------------------------------------------------------------------------

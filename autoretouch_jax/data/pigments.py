@@ -1,10 +1,10 @@
-"""A second hand that draws blemishes: few of them, as on a face, and each a pigment that absorbs light.
+"""Another way to draw blemishes than `blemishes.py`: few of them, each a pigment that absorbs light.
 
-`blemishes.py` draws any colour, anywhere, many at once, so that networks learn to remove what nobody thought of. What
-retouchers meet is narrower: blood below the skin, melanin in it, veins that show through, and bumps. Optical depths of pigments
-add up, and light falls off exponentially with them (Beer and Lambert), so all of it is drawn as depth and laid over the skin at
-once. The pigments' colours follow Jacques (1996) and Prahl's tables of haemoglobin, loosely, because cameras differ. The ranges
-are ours.
+`blemishes.py` draws many at once, of any colour, so that networks learn to remove what nobody thought of. What retouchers meet
+is narrower: blood below the skin, melanin in it, veins that show through, and bumps. Depths of pigments add up, and light falls
+off exponentially with them (Beer and Lambert). So all depths are added, as are the logarithms of the gain by relief, and laid
+over the skin at once. The pigments' colours follow Jacques (1996) and Prahl's tables of haemoglobin, loosely, because cameras
+differ. The ranges are ours. `benchmarks/other_blemishes.py` has the same optics and families, so it flatters what learned here.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,12 @@ PIGMENTS = {
 }
 SMALL = {"pimple": 0.42, "mark": 0.38, "mole": 0.2}  # the shares of the small blemishes
 MOST_PATCHES = 3  # in a crop
-LEAST_DEPTH = 0.004  # a fainter layer would change a pixel by half a level at most
+LEAST_DEPTH = 0.004  # a fainter layer would change a pixel by about half a level at most
 LEVELS = (np.arange(256, dtype=np.float32) / 255) ** 2.2  # linear light of a level, nearly: sRGB's curve is not much different
 
 
 class Layers(NamedTuple):
-    """What lies over a crop, painted on in place: optical depths `[h, w, 3]`, and the light's gain by relief, `[h, w]`."""
+    """What lies over a crop, painted on in place: optical depths `[h, w, 3]`, and the logarithm of relief's gain, `[h, w]`."""
 
     depth: np.ndarray
     relief: np.ndarray
@@ -42,8 +42,8 @@ def add_pigments(rng: np.random.Generator, clean: np.ndarray, config: BlemishCon
         return clean
     layers = Layers(np.zeros((height, width, 3), np.float32), np.zeros((height, width), np.float32))
     if rng.random() < config.hollows:
-        _shadows(rng, layers, regions[..., 1].astype(np.float32) / 255, config)
-    # The lower half of the range: a face has tens of blemishes, not hundreds.
+        draw_shadows(rng, layers, regions[..., 1].astype(np.float32) / 255, config)
+    # The lower half of the range, because a face has fewer blemishes than a network should see.
     low, high = np.log(config.per_megapixel)
     count = rng.poisson(np.exp(rng.uniform(low, (low + high) / 2)) * height * width / 1e6)
     families = ["patch"] * int(rng.integers(MOST_PATCHES + 1)) + list(rng.choice(list(SMALL), count, p=list(SMALL.values())))
@@ -62,6 +62,12 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
+def _radius(rng: np.random.Generator, config: BlemishConfig, more: float) -> float:
+    """A radius between the config's bounds, of which the lower one is raised by `more` pixels, so that a spot is seen."""
+    low, high = config.radius
+    return _log_uniform(rng, min(low + more, high), high)
+
+
 def _absorption(rng: np.random.Generator, pigment: str) -> np.ndarray:
     """The depths in red, green and blue light of a layer whose depth in green light is 1: float32 `[3]`."""
     low, high = np.array(PIGMENTS[pigment], np.float32)
@@ -71,7 +77,13 @@ def _absorption(rng: np.random.Generator, pigment: str) -> np.ndarray:
 def _lay(layers: Layers, centre: np.ndarray, reach: float, form: Callable[..., np.ndarray], colour: np.ndarray) -> None:
     """Adds a layer of depth `form(dy, dx)`, float32 `[h, w]`, within `reach` of the centre."""
     rows, columns = _window(layers, centre, reach)
-    layers.depth[rows, columns] += form(*_offsets(rows, columns, centre))[..., None] * colour
+    dy, dx = _offsets(rows, columns, centre)
+    layers.depth[rows, columns] += (form(dy, dx) * _fade(dy, dx, reach))[..., None] * colour
+
+
+def _fade(dy: np.ndarray, dx: np.ndarray, reach: float) -> np.ndarray:
+    """1 near the centre, 0 from `reach` on: cut off, a layer would end in a straight edge, which shows where a blemish is."""
+    return np.clip((reach - np.hypot(dy, dx)) / (0.25 * reach), 0, 1)
 
 
 def _window(layers: Layers, centre: np.ndarray, reach: float) -> tuple[slice, slice]:
@@ -92,8 +104,8 @@ def _offsets(rows: slice, columns: slice, centre: np.ndarray) -> tuple[np.ndarra
 
 
 def _pimple(rng, layers, centre, config) -> None:
-    """Blood, with a halo around it. Half of them are raised: lit on one side and shaded on the other."""
-    radius, depth = _log_uniform(rng, 0.4 + config.radius[0], config.radius[1]), _log_uniform(rng, *config.strength)
+    """Blood, with a halo around it. A fifth have a pale head. Half of the larger ones are raised: one side is lit."""
+    radius, depth = _radius(rng, config, 0.4), _log_uniform(rng, *config.strength)
     halo, wide = depth * rng.uniform(0, 0.5), rng.uniform(1.3, 2.2)
     pale = rng.uniform(0.5, 1.0) if rng.random() < 0.2 else 0.0
 
@@ -102,18 +114,20 @@ def _pimple(rng, layers, centre, config) -> None:
         core = depth * blob(rng, dy, dx, radius, bell=0.4) + halo * np.exp(-0.5 * (away / wide) ** 2)
         return core * (1 - pale * np.exp(-((away / 0.45) ** 2)))
 
-    _lay(layers, centre, 4 * radius + 2, form, _absorption(rng, "blood") + rng.uniform(0, 0.25) * _absorption(rng, "melanin"))
+    reach = max(4, 3.5 * wide) * radius + 2
+    _lay(layers, centre, reach, form, _absorption(rng, "blood") + rng.uniform(0, 0.25) * _absorption(rng, "melanin"))
     if radius > 1.5 and rng.random() < 0.5:
-        rows, columns = _window(layers, centre, 3 * radius)
+        rows, columns = _window(layers, centre, 4 * radius)
         dy, dx = _offsets(rows, columns, centre)
         angle, height = rng.uniform(0, 2 * np.pi), rng.uniform(0.05, 0.3)
         bump = np.exp(-0.5 * (dy * dy + dx * dx) / radius**2)
-        layers.relief[rows, columns] += height * (np.cos(angle) * dy + np.sin(angle) * dx) / radius * bump
+        slope = height * (np.cos(angle) * dy + np.sin(angle) * dx) / radius
+        layers.relief[rows, columns] += slope * bump * _fade(dy, dx, 4 * radius)
 
 
 def _mark(rng, layers, centre, config) -> None:
     """What a pimple leaves: soft, red when it is new, brown when it is old."""
-    radius = 1.3 * _log_uniform(rng, 0.5 + config.radius[0], config.radius[1])
+    radius = 1.3 * _radius(rng, config, 0.5)
     depth, brown = 0.55 * _log_uniform(rng, *config.strength), rng.random()
     colour = (1 - brown) * _absorption(rng, "blood") + brown * _absorption(rng, "melanin")
     _lay(layers, centre, 3 * radius + 2, lambda dy, dx: depth * blob(rng, dy, dx, radius, bell=0.9), colour)
@@ -126,7 +140,7 @@ def _mole(rng, layers, centre, config) -> None:
     _lay(
         layers,
         centre,
-        3 * radius + 2,
+        4 * radius + 2,
         lambda dy, dx: depth * blob(rng, dy, dx, radius, bell=0.2),
         _absorption(rng, "melanin") + rng.uniform(0, 0.3) * _absorption(rng, "blood"),
     )
@@ -142,10 +156,10 @@ def _patch(rng, layers, centre, config) -> None:
         mottled = uneven(rng, away.shape) * uneven(rng, away.shape) / 0.5
         return depth * np.exp(-(np.maximum(away, 1e-3) ** power)) * mottled
 
-    _lay(layers, centre, 2.5 * radius, form, _absorption(rng, "blood") + rng.uniform(0, 0.5) * _absorption(rng, "melanin"))
+    _lay(layers, centre, 3.5 * radius, form, _absorption(rng, "blood") + rng.uniform(0, 0.5) * _absorption(rng, "melanin"))
 
 
-def _shadows(rng: np.random.Generator, layers: Layers, hollow: np.ndarray, config: BlemishConfig) -> None:
+def draw_shadows(rng: np.random.Generator, layers: Layers, hollow: np.ndarray, config: BlemishConfig) -> None:
     """Below both eyes alike: veins and melanin. `hollow[h, w]` is their usual place and form."""
     if hollow.max() < 0.2:
         return
