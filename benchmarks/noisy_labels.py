@@ -11,6 +11,7 @@ that are done are read from their folders. A smoke run of two minutes:
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -159,16 +160,18 @@ def measured(name: Row, config: Config, out: Path) -> Row:
     """Trains a run, or goes on with it, and returns its values on the held-out pairs. A run that is done is only read."""
     workdir = out / "runs" / f"{name['recipe']}-{name['labels']}-{name['seed']}"
     stored = workdir / "held_out.json"
-    if stored.is_file() and (row := json.loads(stored.read_text()))["steps"] == config.train.steps:
+    # Runs of other options are not taken for this one: training refuses their folders.
+    name = name | {"steps": config.train.steps, "config": hashlib.sha256(repr(config).encode()).hexdigest()}
+    if stored.is_file() and (row := json.loads(stored.read_text())).get("config") == name["config"]:
         return row
     status = loop.run(config, workdir)
     if status in (EXIT_REQUEUE, EXIT_INTERRUPTED):
         raise SystemExit(status)  # the same command goes on
     if status != EXIT_DONE and not (workdir / "model").is_dir():
-        return name | {"status": status, "steps": config.train.steps, "edit_recovered": math.nan}
+        return name | {"status": status, "edit_recovered": math.nan}
     pairs = PairSource(out / "test" / "source", out / "test" / "clean")
     result, _ = evaluate.evaluate({"model": load_model(workdir)}, pairs, faces="off")
-    row = name | {"status": status, "steps": config.train.steps} | result["model"] | {"identity": result["identity"]}
+    row = name | {"status": status} | result["model"] | {"identity": result["identity"]}
     if status == EXIT_DONE:
         stored.write_text(json.dumps(row, indent=1))
     return row

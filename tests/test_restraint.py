@@ -102,7 +102,7 @@ def test_pigments_need_a_known_face_and_use_no_draw_where_they_are_off():
 
 @pytest.mark.parametrize("family", pigments.PAINTERS)
 def test_every_family_of_pigments_is_local_and_visible(family):
-    visible = 0
+    visible = raised = 0
     for seed in range(20):
         layers = pigments.Layers(np.zeros((160, 160, 3), np.float32), np.zeros((160, 160), np.float32))
         config = BlemishConfig(patch=(6.0, 20.0), radius=(1.0, 6.0))
@@ -114,7 +114,9 @@ def test_every_family_of_pigments_is_local_and_visible(family):
         for edge in (*layers.depth[rows[[0, -1]]], *layers.depth[:, columns[[0, -1]]].swapaxes(0, 1)):
             assert edge.max() < 0.02, "a layer fades out before its window ends"
         visible += layers.depth.max() > 0.03
+        raised += layers.relief.any()
     assert visible >= 15
+    assert (raised > 0) == (family == "pimple")
 
 
 def test_pigments_are_drawn_with_bounds_that_are_equal():

@@ -13,7 +13,7 @@ import numpy as np
 
 from autoretouch_jax.config import BlemishConfig
 from autoretouch_jax.data.pigments import add_pigments
-from autoretouch_jax.data.shapes import blob, shifted, uneven
+from autoretouch_jax.data.shapes import blob, shifted, uneven, window
 
 # For each hue the lowest and the highest multipliers of the local skin colour (R, G, B).
 PALETTE = {
@@ -86,13 +86,9 @@ def skin_mask(image: np.ndarray) -> np.ndarray:
 
 def _window(canvas: Canvas, centre: np.ndarray, reach: float) -> tuple[Canvas, np.ndarray, np.ndarray]:
     """Returns a view of the canvas within `reach` of the centre, and its pixels' offsets (dy, dx) from the centre."""
-    height, width = canvas.skin.shape
-    # A view, not a copy: painting on it paints on the image.
-    top, left = (max(0, int(c - reach)) for c in centre)
-    bottom, right = min(height, int(centre[0] + reach) + 2), min(width, int(centre[1] + reach) + 2)
-    dy = np.arange(top, bottom, dtype=np.float32)[:, None] - centre[0]
-    dx = np.arange(left, right, dtype=np.float32)[None, :] - centre[1]
-    return Canvas(canvas.image[top:bottom, left:right], canvas.skin[top:bottom, left:right]), dy, dx
+    cut, dy, dx = window(canvas.skin.shape, centre, reach)
+    # Views, not copies: painting on them paints on the image.
+    return Canvas(canvas.image[cut], canvas.skin[cut]), dy, dx
 
 
 def _radius(rng: np.random.Generator, config: BlemishConfig, power: float = 1.5) -> float:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autoretouch_jax.config import BlemishConfig
-from autoretouch_jax.data.shapes import blob, distance, shifted, uneven
+from autoretouch_jax.data.shapes import blob, distance, shifted, uneven, window
 
 # For each pigment the lowest and the highest absorption of red, green and blue light, relative to green.
 PIGMENTS = {
@@ -50,8 +50,7 @@ def add_pigments(rng: np.random.Generator, clean: np.ndarray, config: BlemishCon
     for family, position in zip(families, rng.choice(on_skin, size=len(families)), strict=True):
         PAINTERS[family](rng, layers, np.array(divmod(int(position), width), np.float32), config)
     skin = regions[..., 0].astype(np.float32)[..., None] / 255
-    depth = layers.depth * skin
-    exponent = np.where(depth < LEAST_DEPTH, 0, -depth) + np.clip(layers.relief, -0.4, 0.4)[..., None] * skin
+    exponent = skin * (np.clip(layers.relief, -0.4, 0.4)[..., None] - layers.depth)
     light = LEVELS[clean] * np.exp(exponent)
     levels = np.rint(255 * np.clip(light, 0, 1) ** (1 / 2.2)).astype(np.uint8)
     return np.where(np.abs(exponent) < LEAST_DEPTH, clean, levels)
@@ -76,28 +75,13 @@ def _absorption(rng: np.random.Generator, pigment: str) -> np.ndarray:
 
 def _lay(layers: Layers, centre: np.ndarray, reach: float, form: Callable[..., np.ndarray], colour: np.ndarray) -> None:
     """Adds a layer of depth `form(dy, dx)`, float32 `[h, w]`, within `reach` of the centre."""
-    rows, columns = _window(layers, centre, reach)
-    dy, dx = _offsets(rows, columns, centre)
-    layers.depth[rows, columns] += (form(dy, dx) * _fade(dy, dx, reach))[..., None] * colour
+    cut, dy, dx = window(layers.relief.shape, centre, reach)
+    layers.depth[cut] += (form(dy, dx) * _fade(dy, dx, reach))[..., None] * colour
 
 
 def _fade(dy: np.ndarray, dx: np.ndarray, reach: float) -> np.ndarray:
     """1 near the centre, 0 from `reach` on: cut off, a layer would end in a straight edge, which shows where a blemish is."""
     return np.clip((reach - np.hypot(dy, dx)) / (0.25 * reach), 0, 1)
-
-
-def _window(layers: Layers, centre: np.ndarray, reach: float) -> tuple[slice, slice]:
-    rows, columns = (
-        slice(max(0, int(c - reach)), min(side, int(c + reach) + 2))
-        for c, side in zip(centre, layers.relief.shape, strict=True)
-    )
-    return rows, columns
-
-
-def _offsets(rows: slice, columns: slice, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels' offsets from the centre, `[h, 1]` and `[1, w]`."""
-    dy = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] - centre[0]
-    return dy, np.arange(columns.start, columns.stop, dtype=np.float32)[None, :] - centre[1]
 
 
 # ---- the families -----------------------------------------------------------------------------------------------------------
@@ -117,12 +101,11 @@ def _pimple(rng, layers, centre, config) -> None:
     reach = max(4, 3.5 * wide) * radius + 2
     _lay(layers, centre, reach, form, _absorption(rng, "blood") + rng.uniform(0, 0.25) * _absorption(rng, "melanin"))
     if radius > 1.5 and rng.random() < 0.5:
-        rows, columns = _window(layers, centre, 4 * radius)
-        dy, dx = _offsets(rows, columns, centre)
+        cut, dy, dx = window(layers.relief.shape, centre, 4 * radius)
         angle, height = rng.uniform(0, 2 * np.pi), rng.uniform(0.05, 0.3)
         bump = np.exp(-0.5 * (dy * dy + dx * dx) / radius**2)
         slope = height * (np.cos(angle) * dy + np.sin(angle) * dx) / radius
-        layers.relief[rows, columns] += slope * bump * _fade(dy, dx, 4 * radius)
+        layers.relief[cut] += slope * bump * _fade(dy, dx, 4 * radius)
 
 
 def _mark(rng, layers, centre, config) -> None:

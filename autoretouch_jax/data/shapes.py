@@ -3,6 +3,16 @@
 import numpy as np
 
 
+def window(shape: tuple[int, ...], centre: np.ndarray, reach: float) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
+    """The part of an image of `shape` within `reach` of (row, column), and its pixels' offsets dy `[h, 1]` and dx `[1, w]`."""
+    (top, bottom), (left, right) = (
+        (max(0, int(c - reach)), min(side, int(c + reach) + 2)) for c, side in zip(centre, shape[:2], strict=True)
+    )
+    dy = np.arange(top, bottom, dtype=np.float32)[:, None] - centre[0]
+    dx = np.arange(left, right, dtype=np.float32)[None, :] - centre[1]
+    return np.s_[top:bottom, left:right], dy, dx
+
+
 def distance(rng: np.random.Generator, dy: np.ndarray, dx: np.ndarray, radius: float) -> np.ndarray:
     """The distance from the centre of an irregular ellipse, 1 on its outline, at offsets `dy[h, 1]` and `dx[1, w]` from it."""
     angle, stretch = rng.uniform(0, np.pi), np.exp(rng.normal(0, 0.22))
