@@ -210,7 +210,7 @@ def test_the_readme_is_short_and_links_every_page():
             assert f"({page})" in text, page
 
 
-@pytest.mark.parametrize("page", [*PAGES, *OTHER_PAGES, "benchmarks/README.md"])
+@pytest.mark.parametrize("page", [*PAGES, *OTHER_PAGES, "benchmarks/README.md", "benchmarks/RESULTS.md"])
 def test_links_and_files_named_are_there(page):
     text = (ROOT / page).read_text()
     for link in re.findall(r"\]\(([^)#]+)\)", text):

@@ -1,7 +1,7 @@
 """libvips: pixels of 16 bits a channel, TIFF's pixels as they are stored, and colours converted at 16 bits.
 
 Pillow, which reads everything else, reads 16 bits as 8 and converts colours of 8 bits alone. Of what else can do this, measured
-in benchmarks/README.md, libvips is the smallest that reads every kind. It is LGPL, and its wheels have all in them.
+in benchmarks/RESULTS.md, libvips is the smallest that reads every kind. It is LGPL, and its wheels have all in them.
 """
 
 import functools

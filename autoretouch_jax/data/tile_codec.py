@@ -5,7 +5,7 @@ Zstandard. Each tile uses the predictions that make it smallest. Arithmetic is m
 comes back exactly. Only the neighbour above is used, because this prediction is undone by adding whole rows at a time.
 
 A tile is `[source's method, target's method: uint8] [source's length: uint32, little-endian] [source] [target]`. A target equal
-to its source takes no bytes. benchmarks/README.md says why this codec was chosen.
+to its source takes no bytes. benchmarks/RESULTS.md says why this codec was chosen.
 """
 
 import math
