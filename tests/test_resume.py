@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from autoretouch_jax.config import ValidationConfig
 from autoretouch_jax.data.folders import FaceSource
 from autoretouch_jax.errors import BadInput, Refused
 from autoretouch_jax.models.folder import load_model
-from autoretouch_jax.training import loop, resuming
+from autoretouch_jax.training import loop, progress, publish, resuming
 from autoretouch_jax.training.checkpoints import Checkpoints, newest_checkpoint, read_clock
 from autoretouch_jax.training.manifest import take_manifest
 
@@ -291,6 +292,47 @@ def test_a_save_that_fails_in_the_background_is_said_once_and_tried_again(small_
         loop.run(edited(longer, train={"steps": 22}), undisturbed)
     monkeypatch.undo()
     assert loop.run(edited(longer, train={"steps": 22}), undisturbed) == 0
+
+
+def test_a_model_is_written_while_training_goes_on(small_config, tmp_path, monkeypatch):
+    """Its arrays are those of the step that it names, though later steps overwrite the state meanwhile."""
+    config = edited(small_config, train={"steps": 6, "checkpoint_every": 3}, optim={})
+    assert loop.run(config, tmp_path / "three", until=3) == 0
+    expected = (tmp_path / "three" / "model" / "model.safetensors").read_bytes()
+    real, written, stepped = publish.save_model, {}, threading.Event()
+
+    def slow(folder, model, step):
+        if step == 3:
+            assert stepped.wait(120), "training did not go on"
+        real(folder, model, step)
+        written[step] = (folder / "model.safetensors").read_bytes()
+
+    def record(step, *rest, real=progress.record):
+        if step > 4:
+            stepped.set()
+        return real(step, *rest)
+
+    monkeypatch.setattr(publish, "save_model", slow)
+    monkeypatch.setattr(progress, "record", record)
+    assert loop.run(edited(config, train={"log_every": 1}, optim={}), tmp_path / "run") == 0
+    assert written[3] == expected
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == written[6]
+
+
+def test_a_model_that_cannot_be_written_is_said_once_and_ends_no_run(small_config, tmp_path, monkeypatch, capsys):
+    def full(folder, model, step):
+        if step < 4:
+            raise RuntimeError("the store is full")  # as an object store's own errors
+        real(folder, model, step)
+
+    real = publish.save_model
+    monkeypatch.setattr(publish, "save_model", full)
+    config = edited(small_config, train={"steps": 4, "checkpoint_every": 1}, optim={})
+    assert loop.run(config, tmp_path / "run") == 0
+    assert capsys.readouterr().err.count("the model could not be written (the store is full)") == 1
+    monkeypatch.setattr(publish, "save_model", lambda *_: (_ for _ in ()).throw(OSError("no space")))
+    with pytest.raises(OSError, match="the model could not be written"):
+        loop.run(edited(config, train={"steps": 5}, optim={}), tmp_path / "run")
 
 
 def test_a_checkpoint_is_deleted_only_once_a_newer_one_is_finished(small_config, tmp_path, monkeypatch):

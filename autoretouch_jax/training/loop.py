@@ -90,7 +90,7 @@ class Run:
         notes: Sequence[str],
     ) -> None:
         self.trainer, self.workdir, self.checkpoints, self.stop, self.watch = trainer, workdir, checkpoints, stop, watch
-        self.validation, self.notes = validation, notes
+        self.validation, self.notes, self.publisher = validation, notes, publish.Publisher(trainer, workdir)
         # Everything that must be the same after a resume is in `state`; the rest starts anew.
         self.step, clock = checkpoints.latest() or 0, {"seconds": 0.0}
         if self.step:
@@ -104,7 +104,8 @@ class Run:
         """Trains until a step. Returns the exit status."""
         trainer, config, train = self.trainer, self.trainer.config, self.trainer.config.train
         if self.step >= until:
-            self._publish()  # the run may have been killed between the checkpoint and the model
+            self.publisher.publish(self.state, "model")  # the run may have been killed between the checkpoint and the model
+            self.publisher.wait()
             if until == train.steps:
                 progress.say(f"{self.workdir}: finished, {self.step} of {train.steps} steps done; raise --train.steps to go on")
             return EXIT_DONE
@@ -278,10 +279,7 @@ class Run:
         self.journal.validation(row)
         if row["best"]:
             with self.journal.softly("model-best/"):
-                self._publish("model-best")
-
-    def _publish(self, folder: str = "model") -> None:
-        publish.publish(self.trainer, self.workdir, self.state, folder)
+                self.publisher.publish(self.state, "model-best")
 
     def _check_checkpoints(self) -> None:
         """Says so once when a save in the background has failed. The next one may succeed: a disk may become free again."""
@@ -290,6 +288,10 @@ class Run:
         except OSError as error:
             if processes.count() > 1:
                 raise  # the others may have saved
+            self._say_unsaved(error)
+        try:
+            self.publisher.check()
+        except OSError as error:  # the first process alone writes models
             self._say_unsaved(error)
 
     def _say_unsaved(self, error: OSError) -> None:
@@ -308,8 +310,9 @@ class Run:
         clock = {"step": self.step, "images": images, "seconds": self._seconds(), "data": data}
         try:
             self.checkpoints.save(self.step, self.state, clock)
-            self._publish()
+            self.publisher.publish(self.state, "model")
             if last:
+                self.publisher.wait()
                 self.checkpoints.wait()
                 self.checkpoints.check()
         except OSError as error:
@@ -345,6 +348,8 @@ class Run:
         if ending.save:
             self._save(metrics, last=True)
         self.checkpoints.wait()
+        with self.journal.softly("model/"):
+            self.publisher.wait()
         if ending.save and (latest := self.checkpoints.latest()) != self.step:
             message = ending.message.replace("checkpoint written", f"the last checkpoint is of step {latest or 0}")
             ending = ending._replace(message=message)

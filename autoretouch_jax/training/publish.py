@@ -1,11 +1,15 @@
 """The model as training has it now, and what is written of it: `model/`, `model-best/`, pictures of samples."""
 
+import contextlib
 import dataclasses
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import jax
 import numpy as np
 
 from autoretouch_jax.data import pipeline
+from autoretouch_jax.errors import first_line
 from autoretouch_jax.evaluation import report
 from autoretouch_jax.inference.edit import retouch_array
 from autoretouch_jax.models.folder import Model, save_model
@@ -26,14 +30,41 @@ def current_model(trainer: Trainer, state: State) -> Model:
     return Model(trainer.config.generator, variables, face_size=trainer.face_size, edit_threshold=threshold)
 
 
-def publish(trainer: Trainer, workdir: Any, state: State, folder: str) -> None:
-    """Writes the model into a folder of the work directory, with the licences of all data that it was trained on."""
-    if not processes.is_first():
-        return
-    licenses = [trainer.source.license, trainer.start_license(workdir)]
-    data_license = "; ".join(dict.fromkeys(filter(None, licenses))) or None
-    model = dataclasses.replace(current_model(trainer, state), data_license=data_license)
-    save_model(workdir / folder, model, int(state.step))
+class Publisher:
+    """Writes models into folders of the work directory in a thread of its own, one after the other."""
+
+    def __init__(self, trainer: Trainer, workdir: Any) -> None:
+        self._trainer, self._workdir = trainer, workdir
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="publisher")
+        self._writing: Future[None] | None = None
+
+    def publish(self, state: State, folder: str) -> None:
+        """Copies the model off the devices, and begins to write it, with the licences of all data that it was trained on."""
+        if not processes.is_first():
+            return
+        licenses = [self._trainer.source.license, self._trainer.start_license(self._workdir)]
+        data_license = "; ".join(dict.fromkeys(filter(None, licenses))) or None
+        model = current_model(self._trainer, state)
+        # On a CPU host arrays share the state's memory. Without a copy the next step could not use it again.
+        variables = jax.tree.map(np.array, model.variables)
+        model = dataclasses.replace(model, variables=variables, data_license=data_license)
+        with contextlib.suppress(OSError):  # what hindered the write before hinders this one too, and is said then
+            self.wait()  # so that at most one copy of the model waits
+        self._writing = self._thread.submit(save_model, self._workdir / folder, model, int(state.step))
+
+    def check(self) -> None:
+        """Raises OSError when a write has failed."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when the last model is written. Raises OSError, once, when that has failed."""
+        writing, self._writing = self._writing, None
+        try:
+            if writing is not None:
+                writing.result()
+        except Exception as error:  # an object store has errors of its own
+            raise OSError(f"{self._workdir}: the model could not be written ({first_line(error)})") from error
 
 
 def sample_examples(trainer: Trainer, faults: pipeline.Faults) -> dict[str, np.ndarray]:
