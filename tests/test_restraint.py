@@ -21,6 +21,7 @@ from autoretouch_jax.data.faces import find_faces
 from autoretouch_jax.data.negatives import mixed, open_negatives
 from autoretouch_jax.data.opening import open_source, typical_face_size
 from autoretouch_jax.data.patterns import PATTERNS, draw_pattern
+from autoretouch_jax.data.shapes import bowed, mottled
 from autoretouch_jax.errors import Refused
 
 
@@ -104,9 +105,10 @@ def test_pigments_need_a_known_face_and_use_no_draw_where_they_are_off():
 def test_every_family_of_pigments_is_local_and_visible(family):
     visible = raised = 0
     for seed in range(20):
-        layers = pigments.Layers(np.zeros((160, 160, 3), np.float32), np.zeros((160, 160), np.float32))
-        config = BlemishConfig(patch=(6.0, 20.0), radius=(1.0, 6.0))
-        pigments.PAINTERS[family](np.random.default_rng(seed), layers, np.array([80.0, 80.0], np.float32), config)
+        rng = np.random.default_rng(seed)
+        layers = pigments.bare(rng, (160, 160))
+        config = BlemishConfig(patch=(6.0, 14.0), radius=(1.0, 6.0))
+        pigments.PAINTERS[family](rng, layers, np.array([80.0, 80.0], np.float32), config)
         assert np.isfinite(layers.depth).all()
         seen = (layers.depth > pigments.LEAST_DEPTH).any(-1) | (np.abs(layers.relief) > 0)
         assert seen.mean() < 0.35
@@ -128,10 +130,32 @@ def test_pigmented_shadows_lie_below_the_eyes():
     clean = photo()
     where = regions(clean, find_faces(clean))
     rng, shape = np.random.default_rng(3), clean.shape[:2]
-    layers = pigments.Layers(np.zeros((*shape, 3), np.float32), np.zeros(shape, np.float32))
+    layers = pigments.bare(rng, shape)
     pigments.draw_shadows(rng, layers, where[..., 1].astype(np.float32) / 255, BlemishConfig(patch=(2.0, 4.0)))
     assert layers.depth[where[..., 1] > 128].mean() > 5 * layers.depth[where[..., 1] < 20].mean()
     assert not layers.relief.any()
+
+
+def test_crescents_hang_from_the_corners_of_the_eye():
+    right, down = np.meshgrid(np.arange(-40, 41) / 30, np.arange(-20, 21) / 8)
+    ellipse = np.exp(-(right**4) - down**2).astype(np.float32)
+    assert (bowed(ellipse, 0.0) == ellipse).all()
+    crescent = bowed(ellipse, 6.0)
+    lowest = crescent.argmax(0)
+    assert lowest[40] == 20
+    assert abs(lowest[10] - 14) <= 1, "where x = 1, it lies six pixels higher"
+    np.testing.assert_array_equal(lowest, lowest[::-1])
+
+
+def test_mottling_varies_over_its_scale():
+    def steps(scale):
+        factor = mottled(np.random.default_rng(0), (120, 120), scale, 0.4)
+        assert factor.min() >= 0
+        assert abs(factor.mean() - 1) < 0.15
+        return np.abs(np.diff(factor, axis=1)).mean()
+
+    assert steps(4.0) > 2 * steps(16.0) > 4 * steps(64.0)
+    assert (mottled(np.random.default_rng(0), (9, 9), 3.0, 0.0) == 1).all()
 
 
 # ---- negatives --------------------------------------------------------------------------------------------------------------

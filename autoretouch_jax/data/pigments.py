@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autoretouch_jax.config import BlemishConfig
-from autoretouch_jax.data.shapes import blob, distance, shifted, uneven, window
+from autoretouch_jax.data.shapes import blob, bowed, distance, mottled, shifted, window
 
 # For each pigment the lowest and the highest absorption of red, green and blue light, relative to green.
 PIGMENTS = {
@@ -32,6 +32,16 @@ class Layers(NamedTuple):
 
     depth: np.ndarray
     relief: np.ndarray
+    absorption: dict[str, np.ndarray]  # of each pigment, float32 `[3]`, the depths in red, green and blue light
+
+
+def bare(rng: np.random.Generator, shape: tuple[int, int]) -> Layers:
+    """Layers in which nothing lies yet. One camera took all of a crop, so each pigment has one colour in it."""
+    absorption = {}
+    for pigment, bounds in PIGMENTS.items():
+        low, high = np.array(bounds, np.float32)
+        absorption[pigment] = low + (high - low) * rng.random(3).astype(np.float32)
+    return Layers(np.zeros((*shape, 3), np.float32), np.zeros(shape, np.float32), absorption)
 
 
 def add_pigments(rng: np.random.Generator, clean: np.ndarray, config: BlemishConfig, regions: np.ndarray) -> np.ndarray:
@@ -40,7 +50,7 @@ def add_pigments(rng: np.random.Generator, clean: np.ndarray, config: BlemishCon
     on_skin = np.flatnonzero(regions[..., 0] > 127)
     if on_skin.size == 0:
         return clean
-    layers = Layers(np.zeros((height, width, 3), np.float32), np.zeros((height, width), np.float32))
+    layers = bare(rng, (height, width))
     if rng.random() < config.hollows:
         draw_shadows(rng, layers, regions[..., 1].astype(np.float32) / 255, config)
     # The lower half of the range, because a face has fewer blemishes than a network should see.
@@ -65,12 +75,6 @@ def _radius(rng: np.random.Generator, config: BlemishConfig, more: float) -> flo
     """A radius between the config's bounds, of which the lower one is raised by `more` pixels, so that a spot is seen."""
     low, high = config.radius
     return _log_uniform(rng, min(low + more, high), high)
-
-
-def _absorption(rng: np.random.Generator, pigment: str) -> np.ndarray:
-    """The depths in red, green and blue light of a layer whose depth in green light is 1: float32 `[3]`."""
-    low, high = np.array(PIGMENTS[pigment], np.float32)
-    return low + (high - low) * rng.random(3).astype(np.float32)
 
 
 def _lay(layers: Layers, centre: np.ndarray, reach: float, form: Callable[..., np.ndarray], colour: np.ndarray) -> None:
@@ -99,7 +103,7 @@ def _pimple(rng, layers, centre, config) -> None:
         return core * (1 - pale * np.exp(-((away / 0.45) ** 2)))
 
     reach = max(4, 3.5 * wide) * radius + 2
-    _lay(layers, centre, reach, form, _absorption(rng, "blood") + rng.uniform(0, 0.25) * _absorption(rng, "melanin"))
+    _lay(layers, centre, reach, form, layers.absorption["blood"] + rng.uniform(0, 0.25) * layers.absorption["melanin"])
     if radius > 1.5 and rng.random() < 0.5:
         cut, dy, dx = window(layers.relief.shape, centre, 4 * radius)
         angle, height = rng.uniform(0, 2 * np.pi), rng.uniform(0.05, 0.3)
@@ -112,7 +116,7 @@ def _mark(rng, layers, centre, config) -> None:
     """What a pimple leaves: soft, red when it is new, brown when it is old."""
     radius = 1.3 * _radius(rng, config, 0.5)
     depth, brown = 0.55 * _log_uniform(rng, *config.strength), rng.random()
-    colour = (1 - brown) * _absorption(rng, "blood") + brown * _absorption(rng, "melanin")
+    colour = (1 - brown) * layers.absorption["blood"] + brown * layers.absorption["melanin"]
     _lay(layers, centre, 3 * radius + 2, lambda dy, dx: depth * blob(rng, dy, dx, radius, bell=0.9), colour)
 
 
@@ -125,32 +129,34 @@ def _mole(rng, layers, centre, config) -> None:
         centre,
         4 * radius + 2,
         lambda dy, dx: depth * blob(rng, dy, dx, radius, bell=0.2),
-        _absorption(rng, "melanin") + rng.uniform(0, 0.3) * _absorption(rng, "blood"),
+        layers.absorption["melanin"] + rng.uniform(0, 0.3) * layers.absorption["blood"],
     )
 
 
 def _patch(rng, layers, centre, config) -> None:
-    """Large, faint and mottled, mostly blood, without an edge."""
+    """Large and faint, mostly blood, without an edge. Most are mottled: more blood shows in some places than in others."""
     radius = _log_uniform(rng, 0.35 * config.patch[1], 1.25 * config.patch[1])
-    depth, power = 0.4 * _log_uniform(rng, *config.strength), rng.uniform(1.5, 3)
+    depth, power = 0.45 * _log_uniform(rng, *config.strength), rng.uniform(1.5, 3)
+    scale, amount = radius * _log_uniform(rng, 0.1, 0.8), rng.uniform(0.0, 0.6)
 
     def form(dy, dx):
         away = distance(rng, dy, dx, radius)
-        mottled = uneven(rng, away.shape) * uneven(rng, away.shape) / 0.5
-        return depth * np.exp(-(np.maximum(away, 1e-3) ** power)) * mottled
+        return depth * np.exp(-(np.maximum(away, 1e-3) ** power)) * mottled(rng, away.shape, scale, amount)
 
-    _lay(layers, centre, 3.5 * radius, form, _absorption(rng, "blood") + rng.uniform(0, 0.5) * _absorption(rng, "melanin"))
+    colour = layers.absorption["blood"] + rng.uniform(0, 0.4) * layers.absorption["melanin"]
+    _lay(layers, centre, 2.8 * radius, form, colour)
 
 
 def draw_shadows(rng: np.random.Generator, layers: Layers, hollow: np.ndarray, config: BlemishConfig) -> None:
-    """Below both eyes alike: veins and melanin. `hollow[h, w]` is their usual place and form."""
+    """Below both eyes alike: veins and melanin. `hollow[h, w]` is their usual place and form. Like the lid, they hang down."""
     if hollow.max() < 0.2:
         return
     reach = config.patch[1]
+    hollow = bowed(hollow, reach * rng.uniform(0, 0.45))
     hollow = shifted(hollow, round(reach * rng.uniform(-0.15, 0.3)), round(reach * rng.uniform(-0.1, 0.1)))
     brown, depth = rng.random(), 0.7 * _log_uniform(rng, *config.strength)
-    colour = (1 - brown) * _absorption(rng, "veins") + brown * _absorption(rng, "melanin")
-    form = depth * hollow ** _log_uniform(rng, 0.5, 3.0) * uneven(rng, hollow.shape) / 0.7
+    colour = (1 - brown) * layers.absorption["veins"] + brown * layers.absorption["melanin"]
+    form = depth * hollow ** _log_uniform(rng, 0.5, 4.0) * mottled(rng, hollow.shape, reach * rng.uniform(0.3, 1.0), 0.2)
     layers.depth[...] += form[..., None] * colour
 
 

@@ -42,11 +42,34 @@ def shifted(values: np.ndarray, down: int, right: int) -> np.ndarray:
     return values[np.ix_(rows, columns)]
 
 
+def bowed(values: np.ndarray, rise: float) -> np.ndarray:
+    """`[h, w]` of ellipses that fade out sidewards as exp(-x⁴), bent into crescents: at x = 1 they lie `rise` pixels higher."""
+    # A column's highest value tells how far it is from the middle of its ellipse.
+    square = np.sqrt(-np.log(np.clip(values.max(0), 0.02, 1)))
+    rows = np.arange(len(values))[:, None] + np.rint(rise * square).astype(int)
+    return np.take_along_axis(values, np.clip(rows, 0, len(values) - 1), 0)
+
+
 def uneven(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """A factor around 0.7, from coarse noise: `float32[h, w]` in [0, 1]."""
-    grain = rng.normal(0, 1, (4, 4)).astype(np.float32)
-    rows, columns = np.linspace(0, 3, shape[0]), np.linspace(0, 3, shape[1])
-    return np.clip(0.7 + 0.25 * _interpolate(_interpolate(grain, rows).T, columns).T, 0, 1)
+    return np.clip(0.7 + 0.25 * _noise(rng, shape, 4, 4), 0, 1)
+
+
+def mottled(rng: np.random.Generator, shape: tuple[int, ...], scale: float, amount: float) -> np.ndarray:
+    """A factor around 1, `float32[h, w]`, at least 0, that varies over `scale` pixels, and half as much over a third of it."""
+    factor = np.ones(shape, np.float32)
+    for pixels, strength in ((scale, amount), (scale / 3, 0.5 * amount)):
+        # Noise finer than a pixel would be no texture.
+        cells = [2 + int(np.ceil(side / max(pixels, 1.0))) for side in shape]
+        factor += strength * _noise(rng, shape, *cells)
+    return np.maximum(factor, 0)
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], rows: int, columns: int) -> np.ndarray:
+    """Normal noise at `rows` × `columns` points, and between them by linear interpolation: `float32[h, w]`."""
+    grain = rng.normal(0, 1, (rows, columns)).astype(np.float32)
+    down, right = np.linspace(0, rows - 1, shape[0]), np.linspace(0, columns - 1, shape[1])
+    return _interpolate(_interpolate(grain, down).T, right).T
 
 
 def _interpolate(values: np.ndarray, at: np.ndarray) -> np.ndarray:
