@@ -4,13 +4,15 @@
 
 FACES are clean portraits, on which blemishes are drawn while training. BEFORE and AFTER are held-out pairs. The speed of each
 variant is measured first, so that all train for the same time. The seed is 0 throughout. Ten times on the way the pairs are
-measured too: `quality.png` and the second table show how soon a model is worth having. Measuring does not count as time.
+measured too: `quality.png` and the second table show how soon a model is worth having. Measuring does not count as time. The
+same command goes on where it was stopped.
 
     python benchmarks/ablation.py --only published ours --minutes 30 …   # quality per hour: the two ends of the table alone
 """
 
 import argparse
 import dataclasses
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -119,11 +121,13 @@ def main() -> None:
             continue
         config = resolve(config)
         workdir = options.out / name
-        if not (workdir / "config.json").is_file():
-            steps = steps_for(config, options.minutes)
-            train = {"steps": steps, "sample_every": steps, "checkpoint_every": steps, "log_every": max(1, steps // 100)}
-            validation = dataclasses.replace(held_out, every=max(1, steps // MEASURED), images=len(pairs))
-            loop.run(edited(config, train=train, data={"validation": validation}), workdir)
+        # A run that was stopped goes on with the steps that it began with.
+        begun = history.read(workdir).config
+        steps = begun["train"]["steps"] if begun else steps_for(config, options.minutes)
+        train = {"steps": steps, "sample_every": steps, "checkpoint_every": steps, "log_every": max(1, steps // 100)}
+        validation = dataclasses.replace(held_out, every=math.ceil(steps / MEASURED), images=len(pairs))
+        if status := loop.run(edited(config, train=train, data={"validation": validation}), workdir):
+            raise SystemExit(status)  # the same command goes on
         models[name] = load_model(workdir)
     result, _ = evaluate.evaluate(models, pairs)
     evaluate.write_result(options.out / "eval.json", result)

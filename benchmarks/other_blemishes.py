@@ -4,10 +4,10 @@
     python benchmarks/other_blemishes.py --faces PORTRAITS --out PAIRS --light --backgrounds PHOTOGRAPHS
 
 It shares no drawing with `data/blemishes.py`: pigments absorb linear light (Beer-Lambert), pimples are raised and glossy, and
-noise warps the outlines. With `data/pigments.py` it shares optics and families, so it flatters runs with
-`data.blemish.pigments`; `blended_blemishes.py` does not. Only skin is painted on, and the target is the portrait as it is. With
-`--light` both sides are first brought out of the studio alike: another light, noise, JPEG, and another background. Images are
-uint8 `[H, W, 3]`, RGB.
+noise warps the outlines. With `data/pigments.py` it shares optics, families, mottling and the form of shadows, so it flatters
+runs with `data.blemish.pigments`; `blended_blemishes.py` does not. Only skin is painted on, and the target is the portrait as
+it is. With `--light` both sides are first brought out of the studio alike: another light, noise, JPEG, and another background.
+Images are uint8 `[H, W, 3]`, RGB.
 """
 
 import argparse

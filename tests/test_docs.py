@@ -213,9 +213,13 @@ def test_the_readme_is_short_and_links_every_page():
 @pytest.mark.parametrize("page", [*PAGES, *OTHER_PAGES, "benchmarks/README.md", "benchmarks/RESULTS.md"])
 def test_links_and_files_named_are_there(page):
     text = (ROOT / page).read_text()
-    for link in re.findall(r"\]\(([^)#]+)\)", text):
+    for link, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]+))?\)", text):
         if "://" not in link:
-            assert ((ROOT / page).parent / link).exists(), link
+            target = (ROOT / page).parent / link if link else ROOT / page
+            assert target.exists(), link
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), flags=re.M) if anchor else []
+            # As GitHub names a heading: its words in lower case, without punctuation.
+            assert not anchor or anchor in [re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in headings], anchor
     for name in re.findall(r"`((?:configs|launch|tests|benchmarks)/[\w./-]+)`", text):
         assert (ROOT / name).exists(), name
 

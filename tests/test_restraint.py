@@ -145,6 +145,9 @@ def test_crescents_hang_from_the_corners_of_the_eye():
     assert lowest[40] == 20
     assert abs(lowest[10] - 14) <= 1, "where x = 1, it lies six pixels higher"
     np.testing.assert_array_equal(lowest, lowest[::-1])
+    ellipse[:, 30:36] = 0  # a mole, which is no skin
+    whole = np.delete(np.arange(81), np.arange(30, 36))
+    assert np.abs(bowed(ellipse, 6.0).argmax(0) - lowest)[whole].max() <= 1
 
 
 def test_mottling_varies_over_its_scale():

@@ -19,8 +19,9 @@ from PIL import Image
 
 from autoretouch_jax.config import ValidationConfig
 from autoretouch_jax.data.folders import FaceSource
-from autoretouch_jax.errors import BadInput, Refused
+from autoretouch_jax.errors import EXIT_REQUEUE, BadInput, Refused
 from autoretouch_jax.models.folder import load_model
+from autoretouch_jax.runtime.stop import StopRequest
 from autoretouch_jax.training import loop, progress, publish, resuming
 from autoretouch_jax.training.checkpoints import Checkpoints, newest_checkpoint, read_clock
 from autoretouch_jax.training.manifest import take_manifest
@@ -325,14 +326,20 @@ def test_a_model_that_cannot_be_written_is_said_once_and_ends_no_run(small_confi
             raise RuntimeError("the store is full")  # as an object store's own errors
         real(folder, model, step)
 
+    def stuck(folder, model, step):
+        raise OSError("no space")
+
     real = publish.save_model
     monkeypatch.setattr(publish, "save_model", full)
     config = edited(small_config, train={"steps": 4, "checkpoint_every": 1}, optim={})
     assert loop.run(config, tmp_path / "run") == 0
-    assert capsys.readouterr().err.count("the model could not be written (the store is full)") == 1
-    monkeypatch.setattr(publish, "save_model", lambda *_: (_ for _ in ()).throw(OSError("no space")))
-    with pytest.raises(OSError, match="the model could not be written"):
-        loop.run(edited(config, train={"steps": 5}, optim={}), tmp_path / "run")
+    assert capsys.readouterr().err.count("model: the model could not be written (the store is full)") == 1
+    monkeypatch.setattr(publish, "save_model", stuck)
+    longer = edited(config, train={"steps": 6}, optim={})
+    # A stop has its checkpoint, so the run is put into the queue again.
+    assert loop.run(longer, tmp_path / "run", StopRequest(1e-9)) == EXIT_REQUEUE
+    with pytest.raises(OSError, match="model: the model could not be written"):
+        loop.run(longer, tmp_path / "run")
 
 
 def test_a_checkpoint_is_deleted_only_once_a_newer_one_is_finished(small_config, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from autoretouch_jax.errors import Refused
 from autoretouch_jax.evaluation import evaluate as evaluation
 from autoretouch_jax.models.folder import load_model
 from autoretouch_jax.runtime import processes
-from autoretouch_jax.training import loop
+from autoretouch_jax.training import loop, publish
 from autoretouch_jax.training.journal import Journal
 from autoretouch_jax.training.log import Window
 from autoretouch_jax.training.verdicts import judge
@@ -85,6 +85,21 @@ def test_a_run_ends_early_on_request_and_says_so_again(validated, tmp_path, caps
         assert loop.run(patient, tmp_path / "run") == 0
         assert "ended early at step 8, after 2 validation(s) without a better one" in capsys.readouterr().out
     assert step_of(tmp_path / "run" / "model-best") == 4
+
+
+def test_the_best_model_that_cannot_be_written_is_named(validated, tmp_path, monkeypatch):
+    """The last validation and the last checkpoint are of one step: the model that is written next must not hide the error."""
+    real = publish.save_model
+
+    def best_fails(folder, model, step):
+        if folder.name == "model-best":
+            raise OSError("no space")
+        real(folder, model, step)
+
+    monkeypatch.setattr(publish, "save_model", best_fails)
+    with pytest.raises(OSError, match="model-best: the model could not be written"):
+        loop.run(edited(validated, train={"steps": 2}), tmp_path / "run")
+    assert step_of(tmp_path / "run" / "model") == 2
 
 
 def test_a_perfect_validation_is_the_best_one_and_a_reader_is_told(validated, tmp_path, monkeypatch):

@@ -91,8 +91,8 @@ class BlemishConfig:
     pigments: float = 0.0
     """Share of the crops whose blemishes are few, and of the colours of blood, melanin and veins; those of the others have any
     colour. There `strength` is an optical depth, less for marks, patches and shadows; moles have their own. The number is of
-    the lower half of `per_megapixel`, and patches are as large as the upper half of `patch`. It needs `data.root` and a face
-    that can be found."""
+    the lower half of `per_megapixel`. The radii of patches lie between 0.35 and 1.25 times the upper bound of `patch`. It needs
+    `data.root` and a face that can be found."""
     clean_share: float = 0.1
     """Share of the crops that get no blemish, so that the network learns to leave skin alone."""
 

@@ -4,7 +4,8 @@
 is narrower: blood below the skin, melanin in it, veins that show through, and bumps. Depths of pigments add up, and light falls
 off exponentially with them (Beer and Lambert). So all depths are added, as are the logarithms of the gain by relief, and laid
 over the skin at once. The pigments' colours follow Jacques (1996) and Prahl's tables of haemoglobin, loosely, because cameras
-differ. The ranges are ours. `benchmarks/other_blemishes.py` has the same optics and families, so it flatters what learned here.
+differ. The ranges are ours. `benchmarks/other_blemishes.py` has the same optics, families, mottling and crescents, so it
+flatters what learned here; `benchmarks/blended_blemishes.py` does not.
 """
 
 from collections.abc import Callable

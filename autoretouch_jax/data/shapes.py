@@ -1,6 +1,9 @@
-"""Forms that blemishes are drawn with, and their textures: float32 `[h, w]`, from the random generator passed in."""
+"""Forms that blemishes are drawn with, and their textures: floats `[h, w]`, from the random generator passed in."""
 
 import numpy as np
+from scipy import ndimage
+
+HOLE = 15  # pixels: narrower gaps in an ellipse are closed before it is bent
 
 
 def window(shape: tuple[int, ...], centre: np.ndarray, reach: float) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
@@ -44,8 +47,9 @@ def shifted(values: np.ndarray, down: int, right: int) -> np.ndarray:
 
 def bowed(values: np.ndarray, rise: float) -> np.ndarray:
     """`[h, w]` of ellipses that fade out sidewards as exp(-x⁴), bent into crescents: at x = 1 they lie `rise` pixels higher."""
-    # A column's highest value tells how far it is from the middle of its ellipse.
-    square = np.sqrt(-np.log(np.clip(values.max(0), 0.02, 1)))
+    # A column's highest value tells how far it is from the middle of its ellipse, apart from holes, which a mole makes in skin.
+    highest = ndimage.gaussian_filter1d(ndimage.grey_closing(values.max(0), HOLE), 1.5)
+    square = np.sqrt(-np.log(np.clip(highest, 0.02, 1)))
     rows = np.arange(len(values))[:, None] + np.rint(rise * square).astype(int)
     return np.take_along_axis(values, np.clip(rows, 0, len(values) - 1), 0)
 

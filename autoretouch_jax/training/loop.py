@@ -24,6 +24,7 @@ from autoretouch_jax.training import guard, progress, publish, resuming
 from autoretouch_jax.training.checkpoints import Checkpoints, newest_checkpoint, read_clock
 from autoretouch_jax.training.journal import Journal, read_rows
 from autoretouch_jax.training.log import DeviceClock, Window
+from autoretouch_jax.training.publish import Publisher
 from autoretouch_jax.training.trainer import Trainer
 from autoretouch_jax.training.validation import Validation
 
@@ -72,8 +73,9 @@ def run(config: Config, workdir: Any, stop: StopRequest | None = None, until: in
             keep_freed_memory()
         if first < until:
             trainer.compile_ahead()
-        with Checkpoints(workdir / "checkpoints", config.train.checkpoint_every) as checkpoints:
-            return Run(trainer, workdir, checkpoints, stop, watch, validation, notes).train(until)
+        every = config.train.checkpoint_every
+        with Checkpoints(workdir / "checkpoints", every) as checkpoints, Publisher(trainer, workdir) as publisher:
+            return Run(trainer, workdir, checkpoints, publisher, stop, watch, validation, notes).train(until)
 
 
 class Run:
@@ -84,13 +86,14 @@ class Run:
         trainer: Trainer,
         workdir: Any,
         checkpoints: Checkpoints,
+        publisher: Publisher,
         stop: StopRequest,
         watch: Watch,
         validation: Validation,
         notes: Sequence[str],
     ) -> None:
         self.trainer, self.workdir, self.checkpoints, self.stop, self.watch = trainer, workdir, checkpoints, stop, watch
-        self.validation, self.notes, self.publisher = validation, notes, publish.Publisher(trainer, workdir)
+        self.publisher, self.validation, self.notes = publisher, validation, notes
         # Everything that must be the same after a resume is in `state`; the rest starts anew.
         self.step, clock = checkpoints.latest() or 0, {"seconds": 0.0}
         if self.step:
@@ -98,7 +101,7 @@ class Run:
         else:
             self.state = trainer.init()
         self.seconds_before = clock["seconds"]
-        self.started, self.skipped, self.save_failed = time.perf_counter(), self._guard_count("skipped"), False
+        self.started, self.skipped, self.unsaved = time.perf_counter(), self._guard_count("skipped"), set[str]()
 
     def train(self, until: int) -> int:
         """Trains until a step. Returns the exit status."""
@@ -282,7 +285,7 @@ class Run:
                 self.publisher.publish(self.state, "model-best")
 
     def _check_checkpoints(self) -> None:
-        """Says so once when a save in the background has failed. The next one may succeed: a disk may become free again."""
+        """Says so when a save in the background has failed. The next one may succeed: a disk may become free again."""
         try:
             self.checkpoints.check()
         except OSError as error:
@@ -295,10 +298,10 @@ class Run:
             self._say_unsaved(error)
 
     def _say_unsaved(self, error: OSError) -> None:
-        if not self.save_failed:
-            text = f"{error}. Training goes on, and tries again at the next checkpoint."
-            self.journal.event(self.step, "fault", text, "bad")
-        self.save_failed = True
+        """Says once what could not be saved, and why."""
+        if str(error) not in self.unsaved:
+            self.journal.event(self.step, "fault", f"{error}. Training goes on, and tries again the next time.", "bad")
+        self.unsaved.add(str(error))
 
     def _save(self, metrics: Mapping[str, jax.Array], last: bool = False) -> None:
         """Saves a checkpoint and the model, unless the objective is far off its history. Only the `last` one raises errors."""
@@ -312,7 +315,6 @@ class Run:
             self.checkpoints.save(self.step, self.state, clock)
             self.publisher.publish(self.state, "model")
             if last:
-                self.publisher.wait()
                 self.checkpoints.wait()
                 self.checkpoints.check()
         except OSError as error:
@@ -348,8 +350,13 @@ class Run:
         if ending.save:
             self._save(metrics, last=True)
         self.checkpoints.wait()
-        with self.journal.softly("model/"):
+        try:
             self.publisher.wait()
+        except OSError as error:
+            # A run that was stopped goes on from its checkpoint, and writes its model then.
+            if ending.status == EXIT_DONE:
+                raise
+            self._say_unsaved(error)
         if ending.save and (latest := self.checkpoints.latest()) != self.step:
             message = ending.message.replace("checkpoint written", f"the last checkpoint is of step {latest or 0}")
             ending = ending._replace(message=message)

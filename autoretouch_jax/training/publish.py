@@ -1,7 +1,7 @@
 """The model as training has it now, and what is written of it: `model/`, `model-best/`, pictures of samples."""
 
-import contextlib
 import dataclasses
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -31,12 +31,18 @@ def current_model(trainer: Trainer, state: State) -> Model:
 
 
 class Publisher:
-    """Writes models into folders of the work directory in a thread of its own, one after the other."""
+    """Writes models into folders of the work directory in the background. Use it as a context manager: leaving it waits."""
 
     def __init__(self, trainer: Trainer, workdir: Any) -> None:
         self._trainer, self._workdir = trainer, workdir
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="publisher")
-        self._writing: Future[None] | None = None
+        self._writing: dict[str, Future[None]] = {}  # the newest write of each folder, until it has been checked
+
+    def __enter__(self) -> "Publisher":
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._thread.shutdown()
 
     def publish(self, state: State, folder: str) -> None:
         """Copies the model off the devices, and begins to write it, with the licences of all data that it was trained on."""
@@ -48,23 +54,21 @@ class Publisher:
         # On a CPU host arrays share the state's memory. Without a copy the next step could not use it again.
         variables = jax.tree.map(np.array, model.variables)
         model = dataclasses.replace(model, variables=variables, data_license=data_license)
-        with contextlib.suppress(OSError):  # what hindered the write before hinders this one too, and is said then
-            self.wait()  # so that at most one copy of the model waits
-        self._writing = self._thread.submit(save_model, self._workdir / folder, model, int(state.step))
+        futures.wait(self._writing.values())  # so that at most one copy of the model waits
+        self._writing[folder] = self._thread.submit(save_model, self._workdir / folder, model, int(state.step))
 
     def check(self) -> None:
-        """Raises OSError when a write has failed."""
-        if self._writing is not None and self._writing.done():
-            self.wait()
+        """Raises OSError, once, for a folder whose newest write has failed."""
+        for folder in [name for name, writing in self._writing.items() if writing.done()]:
+            try:
+                self._writing.pop(folder).result()
+            except Exception as error:  # an object store has errors of its own
+                raise OSError(f"{self._workdir / folder}: the model could not be written ({first_line(error)})") from error
 
     def wait(self) -> None:
-        """Returns when the last model is written. Raises OSError, once, when that has failed."""
-        writing, self._writing = self._writing, None
-        try:
-            if writing is not None:
-                writing.result()
-        except Exception as error:  # an object store has errors of its own
-            raise OSError(f"{self._workdir}: the model could not be written ({first_line(error)})") from error
+        """Returns when everything published so far is written. Raises as `check` does."""
+        futures.wait(self._writing.values())
+        self.check()
 
 
 def sample_examples(trainer: Trainer, faults: pipeline.Faults) -> dict[str, np.ndarray]:
