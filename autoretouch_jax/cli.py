@@ -111,18 +111,18 @@ def _models(argv: Argv) -> int:
     return catalogue.run()
 
 
+def _average(argv: Argv) -> int:
+    arguments = parse("average", argv)
+    from autoretouch_jax.models import average
+
+    return average.run(arguments.models, arguments.out)
+
+
 def _convert(argv: Argv) -> int:
     arguments = parse("convert", argv)
-    from autoretouch_jax.models import folder
-    from autoretouch_jax.models.pytorch_import import import_generator
-    from autoretouch_jax.models.weights_file import read_arrays
+    from autoretouch_jax.models import pytorch_import
 
-    config, variables = import_generator(read_arrays(arguments.weights), arguments.test_mode)
-    # A U-Net with instance norm can be read, but is another network: compare the shapes before anything is written.
-    folder.check_shapes(arguments.weights, config, variables)
-    folder.save_model(arguments.out, folder.Model(config, variables), 0)
-    print(f"{arguments.out}: {config}")
-    return EXIT_DONE
+    return pytorch_import.run(arguments.weights, arguments.out, arguments.test_mode)
 
 
 def _retouch(argv: Argv) -> int:
@@ -264,6 +264,7 @@ VERBS: dict[str, Callable[[Argv], int]] = {
     "export": _export,
     "serve": _serve,
     "models": _models,
+    "average": _average,
     "convert": _convert,
     "data prepare": _data_prepare,
     "data audit": _data_audit,

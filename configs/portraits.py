@@ -39,7 +39,7 @@ config = Config(
         degrade=0.4,
         negative_share=0.2,
         blemish=BlemishConfig(
-            per_megapixel=(250.0, 4000.0), radius=(0.7, 5.5), patch=(5.0, 34.0), strength=(0.1, 0.9), hollows=0.6, pigments=0.6
+            per_megapixel=(250.0, 4000.0), radius=(0.7, 5.5), patch=(5.0, 34.0), strength=(0.1, 0.9), hollows=0.6, pigments=0.8
         ),
     ),
     optim=OptimConfig(
@@ -51,5 +51,5 @@ config = Config(
         clip_norm=5.0,
         ema=0.999,
     ),
-    train=TrainConfig(steps=8000, batch=2, checkpoint_every=500, log_every=50, sample_every=1000),
+    train=TrainConfig(steps=9000, batch=2, checkpoint_every=500, log_every=50, sample_every=1000),
 )

@@ -3,11 +3,15 @@
     autoretouch train configs/portraits.py --data.root FACES --data.negatives PHOTOS --workdir runs/portraits \\
         --train.steps 6000 --optim.decay-share 0.5 --loss.edit-weight 5 --data.blemish.pigments 0
     autoretouch train configs/pretrained.py --train.start-from runs/portraits \\
-        --data.root FACES --data.negatives PHOTOS --workdir runs/pretrained
+        --data.root FACES --data.negatives PHOTOS --workdir runs/first
+    autoretouch train configs/pretrained.py --train.start-from runs/first \\
+        --data.root FACES --data.negatives PHOTOS --workdir runs/second \\
+        --train.steps 8000 --loss.edit-weight 8 --data.blemish.pigments 0.8
+    autoretouch average runs/first runs/second --out pretrained
 
 It continues `configs/portraits.py`, with the values that this had then, for longer, with more uneven light, and with a rate
 that falls from the first step on: at a constant rate the network is far worse than its average, and most of what it learns
-shows only while the rate falls.
+shows only while the rate falls. The mean of the last two models is better than both, on people that none of them has seen.
 """
 
 from autoretouch_jax.config import BlemishConfig, Config, DataConfig, LossConfig, OptimConfig, Retouch, TrainConfig

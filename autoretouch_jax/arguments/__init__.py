@@ -27,6 +27,7 @@ ARGUMENTS: dict[str, Any] = {
     "export": photographs.ExportArguments,
     "serve": photographs.ServeArguments,
     "models": photographs.ModelsArguments,
+    "average": photographs.AverageArguments,
     "convert": photographs.ConvertArguments,
     "data prepare": data.PrepareArguments,
     "data audit": data.AuditArguments,

@@ -144,6 +144,16 @@ class ModelsArguments:
 
 
 @dataclass(frozen=True)
+class AverageArguments:
+    """Average models that were trained from the same weights on: often better than each of them (a model soup)."""
+
+    models: Positional[tuple[str, ...]]
+    """MODEL MODEL…: runs or their model/ folders, or `pretrained`. Gates are those of the first one."""
+    out: Path
+    """The model folder to write. evaluate, retouch and --train.start-from take it."""
+
+
+@dataclass(frozen=True)
 class ConvertArguments:
     """Convert a trained PyTorch generator of pix2pix or pix2pixHD: its state dict becomes a model/ folder."""
 
