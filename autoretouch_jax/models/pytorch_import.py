@@ -14,8 +14,8 @@ import numpy as np
 
 from autoretouch_jax.config import networks
 from autoretouch_jax.errors import EXIT_DONE, Refused
+from autoretouch_jax.models import weights_file
 from autoretouch_jax.models.folder import Model, check_shapes, save_model
-from autoretouch_jax.models.weights_file import read_arrays
 
 Arrays = Mapping[str, np.ndarray]
 Path = tuple[str, ...]  # of a parameter in Flax: ("params", "down0", "kernel")
@@ -23,7 +23,7 @@ Path = tuple[str, ...]  # of a parameter in Flax: ("params", "down0", "kernel")
 
 def run(weights: pathlib.Path, out: pathlib.Path, test_mode: Literal["eval", "train"]) -> int:
     """Writes a file's generator as a model folder."""
-    config, variables = import_generator(read_arrays(weights), test_mode)
+    config, variables = import_generator(weights_file.read_arrays(weights), test_mode)
     # A U-Net with instance norm can be read, but is another network: compare the shapes before anything is written.
     check_shapes(weights, config, variables)
     save_model(out, Model(config, variables), 0)
