@@ -5,6 +5,7 @@ import importlib.util
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ import pytest
 from conftest import edited
 
 from autoretouch_jax import cli
-from autoretouch_jax.config import DataConfig
+from autoretouch_jax.config import DataConfig, load
+from autoretouch_jax.config.validation import validate
 from autoretouch_jax.errors import Refused
 from autoretouch_jax.models import winograd
 from autoretouch_jax.planning import chips, gpu, plan, tpu, traffic
@@ -21,6 +23,7 @@ from autoretouch_jax.training.compilation import lowered_step
 from autoretouch_jax.training.state import make_networks
 
 GIB = 2**30
+SHIPPED = sorted(path.name for path in Path(__file__).parent.parent.glob("configs/*.py"))
 has_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra plan")
 
 
@@ -84,6 +87,11 @@ def test_a_plan_for_gpus_is_an_estimate_and_says_so(capsys, tmp_path):
     result = json.loads(path.read_text())
     assert [row["chips"] for row in result["scaling"]] == [1, 8, 16]
     assert result["scaling"][2]["efficiency"] < result["scaling"][1]["efficiency"] < 1
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_config_can_be_planned_and_measured_without_data(name):
+    validate(plan.plannable(load(f"configs/{name}")))
 
 
 def test_what_does_not_fit_is_a_result_with_advice(capsys):

@@ -11,6 +11,7 @@ import types
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import zstandard
@@ -18,7 +19,7 @@ from conftest import ROOT, edited
 from optuna import distributions
 from test_step import batch
 
-from autoretouch_jax.config import PatchGAN, Retouch
+from autoretouch_jax.config import ParallelConfig, PatchGAN, Retouch
 from autoretouch_jax.config.loading import with_values
 from autoretouch_jax.data.folders import PairSource
 from autoretouch_jax.demo import demo
@@ -71,6 +72,42 @@ def lowered(config) -> str:
     networks, frozen = make_networks(config)
     compilation._program.cache_clear()
     return compilation.lowered_step(config, networks, frozen, devices.make_mesh(config.parallel, config.train.batch)).as_text()
+
+
+@pytest.fixture
+def options():
+    devices._compiler_options.cache_clear()
+    yield devices._compiler_options
+    devices._compiler_options.cache_clear()
+
+
+def test_products_of_matrices_are_not_left_to_a_library_that_is_slow_to_load(options):
+    def step(state, batch, frozen):
+        return state @ state, {"sum": jnp.tanh(batch["x"]).sum(0)}
+
+    mesh = devices.make_mesh(ParallelConfig(devices=1), 1)
+    arguments = np.ones((256, 256), np.float32), {"x": np.ones((4096, 256), np.float32)}, ()
+    text = devices.wrap_step(step, mesh, "jit").lower(*arguments).compile().as_text()
+    assert "__ynn_fusion" in text, "sums stay with the library"
+    product = next(block for block in text.split("\n\n") if " dot(" in block)
+    assert product.lstrip().startswith("ENTRY"), "the library's operations have computations of their own"
+
+
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+def test_only_cpus_have_options_of_their_own(options, platform):
+    assert options(platform) is None
+
+
+def test_the_users_own_option_stays(options, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_experimental_ynn_fusion_type=")
+    assert options("cpu") is None
+
+
+def test_an_option_that_xla_does_not_know_is_left_out(options, monkeypatch):
+    assert options("cpu") is not None
+    options.cache_clear()
+    monkeypatch.setattr(devices, "CPU_LIBRARY", "NO_SUCH_KIND")
+    assert options("cpu") is None
 
 
 def test_other_scalars_are_the_same_program(everything):

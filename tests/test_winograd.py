@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,7 +121,9 @@ def test_flops_of_a_plan_are_those_of_plain_convolutions():
 
 
 @pytest.mark.parametrize("config", [networks.AutoRetouch(width=32, blocks=3), networks.Retouch(width=32, levels=2)])
-def test_a_generator_computes_the_same(config):
+def test_a_generator_computes_the_same(config, monkeypatch):
+    # At the kink of the leaky ReLU, a rounding error would choose another slope.
+    monkeypatch.setattr(flax.linen, "leaky_relu", lambda x, slope: flax.linen.silu(x))
     module, image = make_generator(config), 0.5 * noise(2, 64, 64, 3)
     variables = module.init(jax.random.key(0), image)
     params, rest = variables["params"], {name: value for name, value in variables.items() if name != "params"}

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from autoretouch_jax.runtime import devices
@@ -75,7 +76,7 @@ def _convolve(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
 # Jitted, so that JAX traces each shape once, and not once for each of a network's many layers.
 @functools.partial(jax.jit, static_argnums=2)
 def _sums(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
-    kernels = _stored(_transform(KERNEL, [[kernel[i, j] for j in range(3)] for i in range(3)]))
+    kernels = _stored(_transformed_kernel(kernel))
     cut = _Bands(x, padding)
 
     def convolve_band(x: jax.Array) -> jax.Array:
@@ -119,8 +120,7 @@ def _backward(padding: Padding, kept: Any, gradient: jax.Array) -> Any:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(by_kernel_of_band, *(b[0] for b in bands)))
         add = lambda total, band: (jax.tree.map(jnp.add, total, by_kernel_of_band(*band)), None)  # noqa: E731
         products, _ = jax.lax.scan(add, zeros, bands)
-    by_kernel = _transform(_transposed(KERNEL), products)
-    return by_input, jnp.stack([jnp.stack(row) for row in by_kernel])
+    return by_input, _transformed_back(products)
 
 
 _convolve.defvjp(_forward, _backward)
@@ -181,6 +181,20 @@ def _transform(matrix: Sequence[Sequence[float]], grid: Grid) -> Grid:
     """Returns `matrix @ grid @ matrixᵀ`."""
     columns = [_combinations(matrix, column) for column in zip(*grid, strict=True)]
     return [_combinations(matrix, row) for row in zip(*columns, strict=True)]
+
+
+def _transformed_kernel(kernel: jax.Array) -> Grid:
+    """`_transform(KERNEL, …)` of a kernel, as one product: written out, it would be half of the program's instructions."""
+    both = np.kron(KERNEL, KERNEL).astype(np.float32)  # [16, 9]
+    places = (both @ kernel.reshape(9, -1)).reshape(4, 4, *kernel.shape[2:])
+    return [[places[row, column] for column in range(4)] for row in range(4)]
+
+
+def _transformed_back(products: Grid) -> jax.Array:
+    """The transpose of `_transformed_kernel`: 16 arrays `[C, C']` → `[3, 3, C, C']`."""
+    both = np.kron(KERNEL, KERNEL).astype(np.float32)
+    places = jnp.stack([place for row in products for place in row])
+    return (both.T @ places.reshape(16, -1)).reshape(3, 3, *places.shape[1:])
 
 
 def _stored(grid: Grid) -> Grid:

@@ -49,9 +49,9 @@ def run(config: Config, topology: str, fit: bool, json_path: Path | None) -> int
 def plannable(config: Config) -> Config:
     """Returns the config with what a plan ignores filled in: data, VGG weights, number of steps, explicit processes."""
     data = config.data
-    # Validation asks for data. A plan opens none, so any will do.
+    # Validation asks for data. A plan opens none, and a folder of pairs suits every config.
     if not any(getattr(data, key) for form in DATA_FORMS for key in form):
-        data = dataclasses.replace(data, records="not looked at")
+        data = dataclasses.replace(data, source="not looked at", target="not looked at")
     return dataclasses.replace(
         config,
         data=data,

@@ -4,6 +4,8 @@ The training step is written for one device's share of the batch and averages ov
 `pmap`, take and return the same state, without a device axis, on the devices of one process or of many.
 """
 
+import functools
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -188,7 +190,28 @@ def wrap_step(step: Callable, mesh: Mesh, mode: str, specs: Any = None) -> Calla
     # check_vma=False: the body differentiates its own share and then averages. With the default check the gradients of
     # replicated parameters arrive already summed, and would be counted once per device.
     body = jax.shard_map(step, mesh=mesh, in_specs=(state, P(AXIS), P()), out_specs=(state, P()), check_vma=False)
-    return jax.jit(body, donate_argnums=(0,))
+    return jax.jit(body, donate_argnums=(0,), compiler_options=_compiler_options(mesh.devices.flat[0].platform))
+
+
+# What XLA leaves to YNNPACK, a library of kernels for CPUs: by default the products of matrices too. Eigen computes these a
+# little faster; and when a program is read from the cache, XLA looks up each operation of the library among all of the
+# program's. For the thousand products of full-size AutoRetouch's step that took ten seconds.
+CPU_LIBRARY = "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION,LIBRARY_FUSION_TYPE_REDUCE"
+
+
+@functools.cache
+def _compiler_options(platform: str) -> dict[str, str] | None:
+    """XLA's options for the step, beside those that the user has set; None where there are none."""
+    options = {"xla_cpu_experimental_ynn_fusion_type": CPU_LIBRARY}
+    # Whoever sets the option in XLA_FLAGS has a reason to.
+    if platform != "cpu" or any(name in os.environ.get("XLA_FLAGS", "") for name in options):
+        return None
+    # Other versions of XLA may have no such option, and refuse a program with an unknown one.
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return options
 
 
 def _as_global_arrays(tree: Any, sharding: NamedSharding) -> Any:

@@ -1,4 +1,4 @@
-"""The C library's memory, for programs whose arrays a CPU computes."""
+"""The C library's memory, for programs that make large arrays again and again."""
 
 import ctypes
 import sys
@@ -13,6 +13,7 @@ def keep_freed_memory() -> None:
 
     A step on a CPU takes its temporaries, hundreds of megabytes, from the C library and frees them at its end. glibc gives
     pieces above 32 MiB back to the system at once, and the next step waits while the system zeroes them again, page by page.
+    The threads that read records free 0.7 MB a crop of 256², and wait for each other while the system maps it anew.
     """
     if sys.platform != "linux":
         return

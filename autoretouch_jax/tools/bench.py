@@ -20,6 +20,7 @@ from autoretouch_jax.data.records import RecordSource
 from autoretouch_jax.demo import faces
 from autoretouch_jax.errors import EXIT_DONE
 from autoretouch_jax.runtime import storage
+from autoretouch_jax.runtime.memory import keep_freed_memory
 from autoretouch_jax.runtime.tables import text_table
 
 SIDE = 1024  # of the drawn faces, in pixels
@@ -81,6 +82,7 @@ def _measure(png: tuple[Path, Path], records: Path, seconds: float) -> dict:
         medians = {name: statistics.median(values) for name, values in speeds.items()}
         rows.append({"crop": crop, **medians, "ratio": medians["records"] / medians["png"]})
     pipelines = {}
+    keep_freed_memory()  # as training does
     for threads in (1, 2, 4):
         pipelines[str(threads)] = _pipeline_speed(records, min(256, smallest // 16 * 16), threads, seconds)
     before = sum(path.stat().st_size for path in files.sources + files.targets)

@@ -62,8 +62,7 @@ def step(config: Config, steps: int, profile: Path | None, out: Path | None) -> 
 def ready_step(config: Config) -> tuple[Any, Callable[[], None], float]:
     """Returns the compiled step, a function that makes one step on noise and waits for it, and the seconds of compiling."""
     validate(config)
-    if devices.on_cpu():
-        memory.keep_freed_memory()  # as training does
+    memory.keep_freed_memory()  # as training does
     mesh = devices.make_mesh(config.parallel, config.train.batch)
     networks, frozen = make_networks(config)
     shapes, run_step = compiled_step(config, networks, mesh)

@@ -69,8 +69,7 @@ def run(config: Config, workdir: Any, stop: StopRequest | None = None, until: in
         processes.check_shared(workdir, config.parallel.timeout)
         until = min(until or trainer.config.train.steps, trainer.config.train.steps)
         starts.note_start(workdir, first, config.parallel.timeout, until)
-        if devices.on_cpu():
-            keep_freed_memory()
+        keep_freed_memory()
         if first < until:
             trainer.compile_ahead()
         every = config.train.checkpoint_every
