@@ -13,7 +13,7 @@ from skimage import data as skimage_data
 from autoretouch_jax import cli
 from autoretouch_jax.config import BlemishConfig, DataConfig
 from autoretouch_jax.data import pigments, pipeline
-from autoretouch_jax.data.augment import augment_negative
+from autoretouch_jax.data.augment import augment, augment_negative
 from autoretouch_jax.data.blemishes import add_blemishes
 from autoretouch_jax.data.degrade import degrade
 from autoretouch_jax.data.face_parts import regions
@@ -22,6 +22,7 @@ from autoretouch_jax.data.negatives import mixed, open_negatives
 from autoretouch_jax.data.opening import open_source, typical_face_size
 from autoretouch_jax.data.patterns import PATTERNS, draw_pattern
 from autoretouch_jax.data.shapes import bowed, mottled
+from autoretouch_jax.data.warp import warp
 from autoretouch_jax.errors import Refused
 
 
@@ -259,6 +260,40 @@ def test_light_falls_on_both_sides_alike_and_from_one_direction():
 
 
 # ---- the size of faces ------------------------------------------------------------------------------------------------------
+
+
+def test_a_bent_crop_moves_all_images_alike_and_differs_with_every_draw():
+    down, across = np.mgrid[:240, :240]
+    disc = np.hypot(down - 100, across - 140) < 30
+    images = {
+        "target": np.where(disc[..., None], [220, 60, 60], [90, 90, 90]).astype(np.uint8),
+        "regions": np.repeat(255 * disc[..., None].astype(np.uint8), 2, -1),
+    }
+    bent = [warp(np.random.default_rng(seed), images, 192, 0.06) for seed in range(8)]
+    for image in bent:
+        red, where = image["target"][..., 0] > 155, image["regions"][..., 1] > 127
+        assert image["target"].shape == (192, 192, 3)
+        assert (red != where).mean() < 0.005
+        assert 0.6 < where.sum() / disc.sum() < 1.6
+        # No border of the square that is bent comes into the crop: the ground is even up to the crop's own.
+        assert (image["target"][~where & ~red].max(-1) < 200).all()
+    centres = np.array([np.argwhere(image["regions"][..., 0] > 127).mean(0) for image in bent])
+    assert (centres.std(0) > 2).all()
+    assert np.abs(centres - (100 - 24, 140 - 24)).max() < 0.06 * 192 + 2 * 0.06 * 60 + 3, "by no more than is stated"
+    straight = warp(np.random.default_rng(0), images, 192, 0.0)["target"]
+    np.testing.assert_array_equal(straight, images["target"][24:216, 24:216])
+
+
+def test_bent_pairs_stay_aligned_at_every_zoom(pair_folders, small_config):
+    files = edited(small_config, data={"source": str(pair_folders[0]), "target": str(pair_folders[0])}).data
+    for zoom in ((0.5, 0.5), (1.0, 1.0), (1.4, 1.4)):
+        config = dataclasses.replace(files, warp=0.06, zoom=zoom, root=None)
+        example = open_source(config)[0]
+        crop = augment(example, config, np.random.default_rng(1))
+        assert crop["source"].shape == (config.crop, config.crop, 3)
+        np.testing.assert_array_equal(crop["source"], crop["target"])
+        plain = augment(example, dataclasses.replace(config, warp=0.0), np.random.default_rng(1))
+        assert (plain["target"] != crop["target"]).mean() > 0.3
 
 
 def test_faces_are_brought_to_one_size_and_pairs_stay_aligned(tmp_path):

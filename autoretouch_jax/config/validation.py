@@ -19,7 +19,7 @@ NOT_NEGATIVE = (
     "optim.warmup_steps", "optim.clip_norm", "parallel.devices", "parallel.processes", "parallel.process",
     "train.seed", "train.steps", "train.epochs",
     "data.resize", "data.colour", "loss.edit_weight_steps", "loss.pixel_weight", "loss.adversarial_weight",
-    "data.face_size", "data.light", "loss.r1_weight",
+    "data.face_size", "data.light", "data.warp", "loss.r1_weight",
     "data.validation.patience", "guard.spike", "guard.diverged", "guard.rollbacks",
     "loss.adversarial_ramp", "loss.perceptual_weight", "loss.feature_matching_weight", "loss.mask_weight",
 )  # fmt: skip
