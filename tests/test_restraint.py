@@ -12,6 +12,7 @@ from skimage import data as skimage_data
 
 from autoretouch_jax import cli
 from autoretouch_jax.config import BlemishConfig, DataConfig
+from autoretouch_jax.config.validation import validate
 from autoretouch_jax.data import pigments, pipeline
 from autoretouch_jax.data.augment import augment, augment_negative
 from autoretouch_jax.data.blemishes import add_blemishes
@@ -22,7 +23,8 @@ from autoretouch_jax.data.negatives import mixed, open_negatives
 from autoretouch_jax.data.opening import open_source, typical_face_size
 from autoretouch_jax.data.patterns import PATTERNS, draw_pattern
 from autoretouch_jax.data.shapes import bowed, mottled
-from autoretouch_jax.data.warp import warp
+from autoretouch_jax.data.sources import Decoded
+from autoretouch_jax.data.warp import warp, with_margin
 from autoretouch_jax.errors import Refused
 
 
@@ -262,38 +264,63 @@ def test_light_falls_on_both_sides_alike_and_from_one_direction():
 # ---- the size of faces ------------------------------------------------------------------------------------------------------
 
 
-def test_a_bent_crop_moves_all_images_alike_and_differs_with_every_draw():
+def disc_images() -> dict[str, np.ndarray]:
+    """A red disc on grey within a white border of 4 pixels, and where it is."""
     down, across = np.mgrid[:240, :240]
     disc = np.hypot(down - 100, across - 140) < 30
-    images = {
-        "target": np.where(disc[..., None], [220, 60, 60], [90, 90, 90]).astype(np.uint8),
-        "regions": np.repeat(255 * disc[..., None].astype(np.uint8), 2, -1),
-    }
-    bent = [warp(np.random.default_rng(seed), images, 192, 0.06) for seed in range(8)]
+    target = np.full((240, 240, 3), 255, np.uint8)
+    target[4:-4, 4:-4] = 90
+    target[disc] = (220, 60, 60)
+    return {"target": target, "regions": np.repeat(255 * disc[..., None].astype(np.uint8), 2, -1)}
+
+
+def test_a_bent_crop_moves_all_images_alike_and_differs_with_every_draw():
+    images = disc_images()
+    bent = [warp(np.random.default_rng(seed), images, (24, 24), 192, 0.05) for seed in range(8)]
     for image in bent:
-        red, where = image["target"][..., 0] > 155, image["regions"][..., 1] > 127
+        red, where = image["target"][..., 2] < 75, image["regions"][..., 1] > 127
         assert image["target"].shape == (192, 192, 3)
         assert (red != where).mean() < 0.005
-        assert 0.6 < where.sum() / disc.sum() < 1.6
-        # No border of the square that is bent comes into the crop: the ground is even up to the crop's own.
-        assert (image["target"][~where & ~red].max(-1) < 200).all()
+        assert 0.6 < where.sum() / np.pi / 30**2 < 1.6
+        assert image["target"].min() > 20, "nothing is black"
+        assert (image["target"].min(-1) > 150).mean() < 0.02, "hardly any of the border, which lies 20 pixels outside, comes in"
     centres = np.array([np.argwhere(image["regions"][..., 0] > 127).mean(0) for image in bent])
     assert (centres.std(0) > 2).all()
-    assert np.abs(centres - (100 - 24, 140 - 24)).max() < 0.06 * 192 + 2 * 0.06 * 60 + 3, "by no more than is stated"
-    straight = warp(np.random.default_rng(0), images, 192, 0.0)["target"]
+    assert np.abs(centres - (100 - 24, 140 - 24)).max() < 192 * 0.05 + 2 * 0.05 * 47 + 3, "by no more than is stated"
+    straight = warp(np.random.default_rng(0), images, (24, 24), 192, 0.0)["target"]
     np.testing.assert_array_equal(straight, images["target"][24:216, 24:216])
 
 
-def test_bent_pairs_stay_aligned_at_every_zoom(pair_folders, small_config):
-    files = edited(small_config, data={"source": str(pair_folders[0]), "target": str(pair_folders[0])}).data
-    for zoom in ((0.5, 0.5), (1.0, 1.0), (1.4, 1.4)):
-        config = dataclasses.replace(files, warp=0.06, zoom=zoom, root=None)
-        example = open_source(config)[0]
-        crop = augment(example, config, np.random.default_rng(1))
-        assert crop["source"].shape == (config.crop, config.crop, 3)
-        np.testing.assert_array_equal(crop["source"], crop["target"])
-        plain = augment(example, dataclasses.replace(config, warp=0.0), np.random.default_rng(1))
-        assert (plain["target"] != crop["target"]).mean() > 0.3
+def test_what_is_bent_beyond_the_photograph_repeats_its_last_pixels():
+    images = {"target": np.full((192, 192, 3), 90, np.uint8)}
+    for seed in range(5):
+        assert (warp(np.random.default_rng(seed), images, (0, 0), 192, 0.2)["target"] == 90).all()
+
+
+def test_a_margin_ends_with_the_photograph():
+    assert with_margin((100, 200, 64, 64), 1000, 1000) == (92, 192, 80, 80)
+    assert with_margin((0, 936, 64, 64), 1000, 1000) == (0, 928, 72, 72)
+    assert with_margin((0, 0, 64, 64), 64, 64) == (0, 0, 64, 64)
+
+
+@pytest.mark.parametrize("zoom", [0.5, 1.0, 1.4])
+def test_bent_pairs_stay_aligned_and_where_they_were(zoom):
+    """Also where the crop is as wide as the photograph. The least bending gives the crop without it, but for rounding."""
+    # Enlarged, so that half a pixel more or less changes little.
+    photo = np.asarray(Image.fromarray(skimage_data.chelsea()[100:150, 100:165]).resize((260, 200)))
+    config = DataConfig(crop=96, zoom=(zoom, zoom), flip=False, source="a", target="b")
+    example = Decoded("cat", {"source": photo, "target": photo})
+    plain, least, bent = (
+        augment(example, dataclasses.replace(config, warp=warp), np.random.default_rng(1)) for warp in (0.0, 1e-9, 0.06)
+    )
+    np.testing.assert_array_equal(bent["source"], bent["target"])
+    assert np.abs(plain["target"].astype(int) - least["target"]).mean() < 2
+    assert (np.abs(bent["target"].astype(int) - least["target"]) > 10).mean() > 0.05
+
+
+def test_a_bend_beyond_recognition_is_refused(small_config):
+    with pytest.raises(Refused, match="warp"):
+        validate(edited(small_config, data={"warp": 0.5}))
 
 
 def test_faces_are_brought_to_one_size_and_pairs_stay_aligned(tmp_path):

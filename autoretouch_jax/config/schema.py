@@ -194,7 +194,7 @@ class DataConfig:
     """Random light, the same for both images: one side brighter and the other darker, each by up to about this share, and
     random saturation. One crop in 25 is black and white."""
     warp: float = 0.0
-    """Random bending, the same for both images: points move by up to this share of the crop's side, and the crop turns by up
+    """Random bending, the same for both images: points move by up to about this share of the crop's side, after a turn by up
     to twice this, in radians. So the faces of a few people become many."""
     extra_blemishes: float = 0.0
     """For pairs: share of the crops whose source gets blemishes drawn on top."""

@@ -19,7 +19,7 @@ NOT_NEGATIVE = (
     "optim.warmup_steps", "optim.clip_norm", "parallel.devices", "parallel.processes", "parallel.process",
     "train.seed", "train.steps", "train.epochs",
     "data.resize", "data.colour", "loss.edit_weight_steps", "loss.pixel_weight", "loss.adversarial_weight",
-    "data.face_size", "data.light", "data.warp", "loss.r1_weight",
+    "data.face_size", "data.light", "loss.r1_weight",
     "data.validation.patience", "guard.spike", "guard.diverged", "guard.rollbacks",
     "loss.adversarial_ramp", "loss.perceptual_weight", "loss.feature_matching_weight", "loss.mask_weight",
 )  # fmt: skip
@@ -50,6 +50,7 @@ RULES: tuple[tuple[Sequence[str], Callable[[Any], bool], str], ...] = (
     (BELOW_ONE, lambda value: 0 <= value < 1, "must be in [0, 1)"),
     (SHARES, lambda value: 0 <= value <= 1, "must be in [0, 1]"),
     (RANGES, lambda value: 0 < value[0] <= value[1], "must be two positive numbers, the smaller first"),
+    (("data.warp",), lambda value: 0 <= value <= 0.2, "must be in [0, 0.2]: 0.06 bends a face as much as is plausible"),
     (("data.crop",), lambda value: value >= 32 and value % 16 == 0, "must be a multiple of 16, at least 32"),
     (("data.edit_crops_limit",), lambda value: value == 0 or value >= 1, "must be at least 1, or 0 for no limit"),
 )

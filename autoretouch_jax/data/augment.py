@@ -6,9 +6,10 @@ from PIL import Image
 from autoretouch_jax.config import DataConfig
 from autoretouch_jax.data import crops
 from autoretouch_jax.data.blemishes import add_blemishes, skin_mask
+from autoretouch_jax.data.crops import Box
 from autoretouch_jax.data.degrade import degrade
 from autoretouch_jax.data.sources import Decoded, Example, Images, whole
-from autoretouch_jax.data.warp import MARGIN, warp
+from autoretouch_jax.data.warp import warp, with_margin
 
 SKIN_TRIES = 4  # random positions that are tried to find a crop with skin in it
 SKIN_SHARE = 0.3  # share of skin among a crop's pixels above which it counts as a crop with skin
@@ -27,20 +28,13 @@ def augment(example: Example, config: DataConfig, rng: np.random.Generator) -> I
         example = Decoded(example.name, resized, example.weight)
     clean_faces = bool(config.root)
     side = _side(example, config, rng)
-    # What is bent is wider than the crop.
-    width = round(config.crop * MARGIN) if config.warp else config.crop
     if clean_faces:
         (top, left), weight = _place(example, side, config.on_skin, rng), 1.0
     else:
         edits = example.edits() if config.edit_crops else np.zeros((1, 1), np.uint8)
         share, limit = config.edit_crops, config.edit_crops_limit
         top, left, weight = crops.draw(rng, example.height, example.width, edits, side, share, limit)
-    pair = {
-        name: image if side == width else _resize(image, (width, width), Image.Resampling.LANCZOS)
-        for name, image in example.cut((top, left, side, side)).items()
-    }
-    if config.warp:
-        pair = warp(rng, pair, config.crop, config.warp)
+    pair = _cut(rng, example, (top, left, side, side), config)
     if config.flip and rng.random() < 0.5:
         pair = {name: image[:, ::-1] for name, image in pair.items()}
     # Where the face's skin is, as an image that is cut and mirrored like the others.
@@ -52,6 +46,21 @@ def augment(example: Example, config: DataConfig, rng: np.random.Generator) -> I
     elif config.extra_blemishes and rng.random() < config.extra_blemishes:
         pair["source"] = add_blemishes(rng, pair["source"], config.blemish)
     return _degraded(rng, pair, config) | {"weight": np.asarray(weight * example.weight, np.float32)}
+
+
+def _cut(rng: np.random.Generator, example: Example, box: Box, config: DataConfig) -> Images:
+    """Returns a square box of an example at the crop's size, bent at random."""
+    top, left, side, _ = box
+    first, start, rows, columns = with_margin(box, example.height, example.width) if config.warp else box
+    factor = config.crop / side
+    size = (round(columns * factor), round(rows * factor))
+    images = {
+        name: image if side == config.crop else _resize(image, size, Image.Resampling.LANCZOS)
+        for name, image in example.cut((first, start, rows, columns)).items()
+    }
+    if not config.warp:
+        return images
+    return warp(rng, images, (factor * (top - first), factor * (left - start)), config.crop, config.warp)
 
 
 def augment_negative(crop: np.ndarray, config: DataConfig, rng: np.random.Generator) -> Images:
@@ -78,10 +87,9 @@ def _degraded(rng: np.random.Generator, pair: Images, config: DataConfig) -> Ima
 
 
 def _side(example: Example, config: DataConfig, rng: np.random.Generator) -> int:
-    """The side of the square to cut, in the example's pixels: the side of what is needed divided by a log-uniform zoom."""
+    """The side of the square to cut, in the example's pixels: the crop's side divided by a log-uniform zoom."""
     low, high = np.log(config.zoom)
-    wider = MARGIN if config.warp else 1.0
-    side = round(config.crop * wider / float(np.exp(rng.uniform(low, high))))
+    side = round(config.crop / float(np.exp(rng.uniform(low, high))))
     return min(side, example.height, example.width)
 
 

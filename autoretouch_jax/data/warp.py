@@ -6,40 +6,52 @@ Images are uint8 `[H, W, channels]`.
 import numpy as np
 from PIL import Image
 
+from autoretouch_jax.data.crops import Box
 from autoretouch_jax.data.sources import Images
 
-MARGIN = 1.25  # how much wider than the crop the square is that is bent, so that its borders stay outside the crop
+# What is bent reaches beyond the crop on each side, in units of its side, so that the photograph's next pixels move in. Beyond
+# that, and beyond the photograph, the last pixels repeat.
+MARGIN = 0.125
 TURN = 2.0  # the largest turn in radians, in units of the strength
 NODES, CELLS = 4, 8  # points a side that are moved; cells a side into which the crop is cut for it
 
 Mesh = list[tuple[tuple[int, int, int, int], tuple[float, ...]]]
 
 
-def warp(rng: np.random.Generator, images: Images, side: int, strength: float) -> Images:
-    """Returns the middle of square images of one size, bent in the same way, `uint8[side, side, channels]`.
+def with_margin(box: Box, height: int, width: int) -> Box:
+    """Returns the box with a margin of `MARGIN` of its sides, as far as an image of this size has one."""
+    top, left, rows, columns = box
+    down, right = round(MARGIN * rows), round(MARGIN * columns)
+    first, start = max(0, top - down), max(0, left - right)
+    return first, start, min(height, top + rows + down) - first, min(width, left + columns + right) - start
 
-    Points move by up to `strength` of the crop's side, after a turn by up to `TURN` · `strength` radians.
+
+def warp(rng: np.random.Generator, images: Images, at: tuple[float, float], side: int, strength: float) -> Images:
+    """Returns a square of images of one size, all bent in the same way, `uint8[side, side, channels]`.
+
+    `at` is its top and left. Points move by up to about `strength` of the side, after a turn by up to `TURN` · `strength`.
     """
-    mesh = _mesh(rng, next(iter(images.values())).shape[0], side, strength)
+    height, width = next(iter(images.values())).shape[:2]
+    mesh = _mesh(rng, (height, width), at, side, strength)
     return {name: _bent(image, mesh, side) for name, image in images.items()}
 
 
-def _mesh(rng: np.random.Generator, size: int, side: int, strength: float) -> Mesh:
-    """Which quadrilateral of an image of `size` pixels each cell of the crop comes from, in the form that Pillow takes."""
+def _mesh(rng: np.random.Generator, size: tuple[int, int], at: tuple[float, float], side: int, strength: float) -> Mesh:
+    """Which quadrilateral of the images each cell of the square comes from, in the form that Pillow takes."""
     angle = TURN * strength * rng.uniform(-1, 1)
     moves = strength * rng.uniform(-1, 1, (2, NODES, NODES)).astype(np.float32)
     count = (CELLS + 1, CELLS + 1)
     down, right = (np.asarray(Image.fromarray(move).resize(count, Image.Resampling.BICUBIC)) for move in moves)
     y, x = np.meshgrid(*2 * [np.linspace(-0.5, 0.5, CELLS + 1)], indexing="ij")
-    # From the middle, in units of the crop's side; then in pixels of the image, whose middle is the crop's.
-    scale = size / MARGIN
-    rows = np.clip(size / 2 + scale * (np.cos(angle) * y - np.sin(angle) * x + down), 0, size)
-    columns = np.clip(size / 2 + scale * (np.sin(angle) * y + np.cos(angle) * x + right), 0, size)
-    at = np.rint(np.linspace(0, side, CELLS + 1)).astype(int)
+    rows = at[0] + side * (0.5 + np.cos(angle) * y - np.sin(angle) * x + down)
+    columns = at[1] + side * (0.5 + np.sin(angle) * y + np.cos(angle) * x + right)
+    # Outside the image Pillow paints black.
+    rows, columns = (np.clip(place, 0, last - 0.5) for place, last in zip((rows, columns), size, strict=True))
+    ends = np.rint(np.linspace(0, side, CELLS + 1)).astype(int)
     corners = ((0, 0), (1, 0), (1, 1), (0, 1))  # upper left, lower left, lower right, upper right
     return [
         (
-            (int(at[j]), int(at[i]), int(at[j + 1]), int(at[i + 1])),
+            (int(ends[j]), int(ends[i]), int(ends[j + 1]), int(ends[i + 1])),
             tuple(float(v) for di, dj in corners for v in (columns[i + di, j + dj], rows[i + di, j + dj])),
         )
         for i in range(CELLS)

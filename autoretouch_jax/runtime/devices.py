@@ -193,15 +193,15 @@ def wrap_step(step: Callable, mesh: Mesh, mode: str, specs: Any = None) -> Calla
     return jax.jit(body, donate_argnums=(0,), compiler_options=_compiler_options(mesh.devices.flat[0].platform))
 
 
-# What XLA leaves to YNNPACK, a library of kernels for CPUs: by default the products of matrices too. Eigen computes these a
-# little faster; and when a program is read from the cache, XLA looks up each operation of the library among all of the
+# What XLA leaves to YNNPACK, a library of kernels for CPUs. In jaxlib 0.10.2 it has products of matrices too. Eigen computes
+# these a little faster; and when a program is read from the cache, XLA looks up each operation of the library among all of the
 # program's. For the thousand products of full-size AutoRetouch's step that took ten seconds.
 CPU_LIBRARY = "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION,LIBRARY_FUSION_TYPE_REDUCE"
 
 
 @functools.cache
 def _compiler_options(platform: str) -> dict[str, str] | None:
-    """XLA's options for the step, beside those that the user has set; None where there are none."""
+    """XLA's options for a jitted step, beside those that the user has set; None where there are none. `pmap` takes none."""
     options = {"xla_cpu_experimental_ynn_fusion_type": CPU_LIBRARY}
     # Whoever sets the option in XLA_FLAGS has a reason to.
     if platform != "cpu" or any(name in os.environ.get("XLA_FLAGS", "") for name in options):

@@ -128,6 +128,7 @@ def e2e(config: Config, steps: int, out: Path | None) -> int:
     from autoretouch_jax.training.trainer import Trainer
 
     config = resolve(config)
+    memory.keep_freed_memory()  # as training does
     trainer = Trainer(config)
     state, batches = trainer.init(), trainer.batches(0)
     total, waited, done = 0.0, 0.0, 0
