@@ -140,7 +140,7 @@ def test_remote_paths(path, remote):
 # ---- rules ------------------------------------------------------------------------------------------------------------------
 
 # For each rule a value that breaks it, in the order of RULES.
-BREAKING = (0, -1, 0, 1.0, 1.5, (2.0, 1.0), 50, 0.5)
+BREAKING = (0, -1, 0, 1.0, 1.5, (2.0, 1.0), 0.5, 50, 0.5)
 
 
 def keys_and_values() -> list[tuple[str, object]]:

@@ -12,7 +12,6 @@ from skimage import data as skimage_data
 
 from autoretouch_jax import cli
 from autoretouch_jax.config import BlemishConfig, DataConfig
-from autoretouch_jax.config.validation import validate
 from autoretouch_jax.data import pigments, pipeline
 from autoretouch_jax.data.augment import augment, augment_negative
 from autoretouch_jax.data.blemishes import add_blemishes
@@ -316,11 +315,6 @@ def test_bent_pairs_stay_aligned_and_where_they_were(zoom):
     np.testing.assert_array_equal(bent["source"], bent["target"])
     assert np.abs(plain["target"].astype(int) - least["target"]).mean() < 2
     assert (np.abs(bent["target"].astype(int) - least["target"]) > 10).mean() > 0.05
-
-
-def test_a_bend_beyond_recognition_is_refused(small_config):
-    with pytest.raises(Refused, match="warp"):
-        validate(edited(small_config, data={"warp": 0.5}))
 
 
 def test_faces_are_brought_to_one_size_and_pairs_stay_aligned(tmp_path):
