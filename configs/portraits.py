@@ -25,7 +25,7 @@ from autoretouch_jax.config import (
 )
 
 config = Config(
-    generator=Retouch(width=32, widest=3, levels=5, blocks=1, gate=0.5, gate_off_faces=0.85),
+    generator=Retouch(width=32, widest=3, levels=5, blocks=1, gate=0.45, gate_off_faces=0.85),
     loss=LossConfig(
         pixel="l1", pixel_weight=100.0, edit_weight=8.0, mask_weight=8.0, adversarial_weight=0.0, perceptual_weight=0.0
     ),
@@ -37,6 +37,7 @@ config = Config(
         colour=0.3,
         light=0.3,
         degrade=0.4,
+        warp=0.06,
         negative_share=0.2,
         blemish=BlemishConfig(
             per_megapixel=(250.0, 4000.0), radius=(0.7, 5.5), patch=(5.0, 34.0), strength=(0.1, 0.9), hollows=0.6, pigments=0.8

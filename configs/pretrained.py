@@ -1,7 +1,7 @@
 """How the model in the box was trained: `autoretouch_jax/pretrained/README.md` is its card.
 
     autoretouch train configs/portraits.py --data.root FACES --data.negatives PHOTOS --workdir runs/portraits \\
-        --train.steps 6000 --optim.decay-share 0.5 --loss.edit-weight 5 --data.blemish.pigments 0
+        --train.steps 6000 --optim.decay-share 0.5 --loss.edit-weight 5 --data.blemish.pigments 0 --data.warp 0
     autoretouch train configs/pretrained.py --train.start-from runs/portraits \\
         --data.root FACES --data.negatives PHOTOS --workdir runs/first
     autoretouch train configs/pretrained.py --train.start-from runs/first \\
