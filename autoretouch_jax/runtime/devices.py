@@ -178,7 +178,8 @@ def copy_to_local_devices(tree: Any, count: int) -> Any:
 def wrap_step(step: Callable, mesh: Mesh, mode: str, specs: Any = None) -> Callable:
     """Returns `step(state, batch, frozen) -> (state, metrics)` jitted for the mesh. The state's buffers are donated.
 
-    `specs` are the partition specs of the state. Without them, and with `pmap`, it is replicated.
+    `specs` are the partition specs of the state. Without them, and with `pmap`, it is replicated. On a CPU the step has
+    compiler options, so JAX refuses it inside another `jit`.
     """
     if mode == "pmap":
         devices = list(mesh.devices.flat)
