@@ -265,7 +265,11 @@ def test_the_real_step_is_compiled_for_a_slice_that_is_not_here_and_kept(small_c
     again = plan.analyse(config, machine)
     assert again.pop("cached")
     assert again == {key: value for key, value in first.items() if key != "cached"}
-    assert "on v5e:2x2: 4 chip(s), 1 host(s)" in plan.report(config, machine, first | {"cached": False})
+    report = plan.report(config, machine, first | {"cached": False})
+    assert "on v5e:2x2: 4 chip(s), 1 host(s)" in report
+    assert f"XLA itself expects {1e3 * first['cycles'] / 1.5e9:.1f} ms of operations." in report
+    # The arithmetic alone takes less.
+    assert first["estimate"]["operations"] > first["scaling"][0]["compute"]
 
 
 PROGRAM = """
@@ -340,6 +344,21 @@ ENTRY %main (all: f32[100,1000], small: f32[1000], half: bf16[1000]) -> (f32[100
 )
 def test_the_bytes_of_a_program_are_those_that_leave_the_chip(lines, moved):
     assert traffic.bytes_through_memory(PROGRAM.replace("LINES", lines)) == moved
+
+
+def test_the_cycles_of_a_program_count_a_loops_body_as_often_as_it_runs():
+    def cycles(number):
+        return f'backend_config={{"window_config":{{"estimated_cycles":"{number}"}}}}'
+
+    lines = (
+        f"%sum = f32[1000]{{0}} fusion(%small), kind=kLoop, calls=%sliced, {cycles(400)}\n"
+        "  %begin = (s32[], bf16[1000]{0}) tuple(%zero, %half)\n  %loop = (s32[], bf16[1000]{0}) while(%begin), "
+        'condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"7"}}'
+    )
+    looped = PROGRAM.replace("LINES", lines).replace("add(%value, %value)", f"add(%value, %value), {cycles(30)}")
+    assert "add(%value, %value), backend" in looped
+    assert traffic.estimated_cycles(looped) == 400 + 7 * 30
+    assert traffic.estimated_cycles(PROGRAM.replace("LINES", "")) == 0
 
 
 def test_the_bytes_of_a_program_for_this_machine_are_those_of_its_arrays():

@@ -42,10 +42,12 @@ def as_stored(x: jax.Array) -> jax.Array:
 def upsample_nearest(x: jax.Array) -> jax.Array:
     """×2 nearest neighbour, `[N, h, w, C]` → `[N, 2h, 2w, C]`.
 
-    By broadcast and reshape, which compiles everywhere and exports to ONNX with symbolic sizes.
+    By broadcast and reshape, which compiles everywhere and exports to ONNX with symbolic sizes. One side after the other: both
+    at once make, on a TPU, an array whose last sides are 2 and C, which is mostly padding.
     """
     n, h, w, c = x.shape
-    return jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, 2, w, 2, c)).reshape(n, 2 * h, 2 * w, c)
+    x = jnp.broadcast_to(x[:, :, :, None], (n, h, w, 2, c)).reshape(n, h, 2 * w, c)
+    return jnp.broadcast_to(x[:, :, None], (n, h, 2, 2 * w, c)).reshape(n, 2 * h, 2 * w, c)
 
 
 def space_to_depth(x: jax.Array) -> jax.Array:
@@ -219,33 +221,6 @@ class ConvBeforeNorm(nn.Module):
             x.astype(self.dtype), kernel.astype(self.dtype), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         return y, bias
-
-
-class FoldedConv(nn.Module):
-    """A 4×4 convolution of stride 2 on an image, computed as a 2×2 one of stride 1 on its pixels folded into channels.
-
-    `[N, h, w, C]` → `[N, h', w', features]`, the same sums with the parameters of the plain convolution. Compilers for TPUs pad
-    arrays of three or six channels to many times their size and keep several copies; folded, there are 12 or 24 channels.
-    """
-
-    features: int
-    padding: tuple[tuple[int, int], tuple[int, int]]  # zeros above and below, left and right
-    dtype: Any
-    init: Any = NORMAL_INIT
-    bias: Any = nn.initializers.zeros
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        channels = x.shape[-1]
-        kernel = self.param("kernel", self.init, (4, 4, channels, self.features)).astype(self.dtype)
-        bias = self.param("bias", self.bias, (self.features,)).astype(self.dtype)
-        # The 4×4 kernel as 2×2 blocks of 2×2 pixels, in the order of `space_to_depth`.
-        folded = kernel.reshape(2, 2, 2, 2, channels, self.features).transpose(0, 2, 1, 3, 4, 5)
-        folded = folded.reshape(2, 2, 4 * channels, self.features)
-        x = jnp.pad(x.astype(self.dtype), ((0, 0), *self.padding, (0, 0)))
-        x = space_to_depth(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
-        x = jax.lax.conv_general_dilated(x, folded, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        return x + bias
 
 
 def apply_layer(layer: nn.Module, x: jax.Array, train: bool, spectral_norm: bool) -> jax.Array:

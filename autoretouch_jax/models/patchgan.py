@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from autoretouch_jax.config import networks
 from autoretouch_jax.models import autoretouch, pix2pix
 from autoretouch_jax.models.autoretouch import GLOROT
-from autoretouch_jax.models.layers import FoldedConv, apply_layer, conv, instance_norm, leaky, pytorch_bias
+from autoretouch_jax.models.layers import apply_layer, conv, instance_norm, leaky, pytorch_bias
 from autoretouch_jax.models.pix2pixhd import average_pool
 
 
@@ -31,13 +31,10 @@ class AutoRetouchPatchGAN(nn.Module):
     def __call__(self, source: jax.Array, image: jax.Array, train: bool = False) -> jax.Array:
         x = jnp.concatenate([source, image], axis=-1).astype(self.dtype)
         width, dtype = self.config.width, self.dtype
-        # Padding as Keras' "same" places it: one zero more at the end of a side that is odd.
-        rows, columns = ((1, 1 + side % 2) for side in image.shape[1:3])
         spectral, convolution = self.config.spectral_norm, functools.partial(nn.Conv, dtype=dtype, kernel_init=GLOROT)
-        x = leaky(apply_layer(FoldedConv(width, (rows, columns), dtype, GLOROT, name="conv0"), x, train, spectral))
-        for i, multiple in enumerate((2, 4, 8), 1):
+        for i, multiple in enumerate((1, 2, 4, 8)):
             x = leaky(apply_layer(convolution(width * multiple, (4, 4), (2, 2), name=f"conv{i}"), x, train, spectral))
-            if self.config.norm == "batch":
+            if i and self.config.norm == "batch":
                 x = autoretouch.batch_norm(self.axis, f"norm{i}")(x, train).astype(dtype)
         return apply_layer(convolution(1, (4, 4), name="logits"), x, train, spectral).astype(jnp.float32)
 
@@ -61,8 +58,7 @@ class PatchGAN(nn.Module):
             return pytorch_bias(4 * 4 * x.shape[-1]) if config.norm == "instance" else nn.initializers.zeros
 
         # The first convolution has no norm (section 6.1.2).
-        margins = ((padding, padding), (padding, padding))
-        first = FoldedConv(config.width, margins, dtype, bias=bias(pair), name="conv0")
+        first = conv(config.width, 4, 2, padding, dtype, "conv0", bias=bias(pair))
         x = leaky(apply_layer(first, pair, train, spectral))
         features = [x]
         for i in range(1, config.layers + 1):

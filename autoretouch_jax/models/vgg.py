@@ -36,10 +36,13 @@ def preprocess(image: jax.Array, kind: Preprocess) -> jax.Array:
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """2×2 max-pool, by reshape. The gradient of XLA's own, select-and-scatter, does not compile in deterministic GPU mode."""
-    n, h, w, c = x.shape
-    x = x[:, : h // 2 * 2, : w // 2 * 2]
-    return x.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))
+    """2×2 max-pool. The gradient of XLA's own, select-and-scatter, does not compile in deterministic GPU mode.
+
+    On a CPU, and by XLA's estimate on a TPU, strided slices are faster than the largest along two sides of a reshaped array.
+    """
+    height, width = (side // 2 * 2 for side in x.shape[1:3])
+    upper, lower = (jnp.maximum(x[:, i:height:2, 0:width:2], x[:, i:height:2, 1:width:2]) for i in (0, 1))
+    return jnp.maximum(upper, lower)
 
 
 class VGG(nn.Module):

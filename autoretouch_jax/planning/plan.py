@@ -1,8 +1,8 @@
 """The plan of a config on a machine that is not here: memory, FLOPs, communication, a bound of the time, and what would fit.
 
-For a TPU slice the real step is compiled: memory, FLOPs and collectives are XLA's (`tpu.py`), and the bytes through memory are
-read from the compiled program (`traffic.py`). For GPUs the same figures are estimated from the traced step (`gpu.py`). The time
-is a roofline of our own over them (`chips.py`).
+For a TPU slice the real step is compiled: memory, FLOPs and collectives are XLA's (`tpu.py`), and the bytes through memory and
+XLA's estimate of the operations are read from the compiled program (`traffic.py`). For GPUs the same figures are estimated from
+the traced step (`gpu.py`). The time is a roofline of our own over them (`chips.py`).
 """
 
 import contextlib
@@ -75,6 +75,7 @@ def analyse(config: Config, machine: Slice) -> dict[str, Any]:
     figures["batch_per_device"] = config.train.batch // machine.count
     if "flops" in figures:
         figures["scaling"] = [_scaled(config, machine, figures, count) for count in _chip_counts(machine)]
+        figures["estimate"] = _estimate(machine, figures)
     return figures
 
 
@@ -124,6 +125,17 @@ def _scaled(config: Config, machine: Slice, figures: dict[str, Any], count: int)
         # The share of the step in which the chip computes or moves memory, and does not wait for the network.
         "efficiency": max(time.compute, time.memory) / time.step,
     }
+
+
+def _estimate(machine: Slice, figures: dict[str, Any]) -> dict[str, float] | None:
+    """Returns the time and the speed on all chips if the operations take as long as XLA expects. None where it is not known."""
+    clock = chips.CLOCKS.get(machine.chip.name)
+    if not clock or not figures.get("cycles"):
+        return None
+    operations = figures["cycles"] / clock
+    step = operations + figures["scaling"][-1]["communication"]
+    speed = machine.count * figures["batch_per_device"] / step
+    return {"operations": operations, "step": step, "images_per_s": speed, "efficiency": operations / step}
 
 
 # ---- what would fit ---------------------------------------------------------------------------------------------------------
@@ -238,6 +250,8 @@ def report(config: Config, machine: Slice, figures: dict[str, Any]) -> str:
         lines.append(f"  network  {'; '.join(moved) or 'nothing: one chip'}")
         lines.append("predicted at the roofline, with the same images per device (a bound: real steps take longer):")
         lines.append(_scaling_table(figures["scaling"]))
+        if estimate := figures["estimate"]:
+            lines.append(_estimate_line(machine, estimate))
     if machine.is_tpu:
         cached = " by an earlier plan (cached)" if figures["cached"] else ""
         lines.append(f"compiled in {figures['compile_seconds']:.0f} s{cached}")
@@ -258,6 +272,14 @@ def _scaling_table(scaling: list[dict[str, Any]]) -> str:
         speed = [f"{1e3 * row['step']:.2f}", f"{row['images_per_s']:.1f}", f"{row['efficiency']:.1%}", slowest]
         rows.append([str(row["chips"]), str(row["hosts"]), *speed])
     return text_table(["chips", "hosts", "step ms", "images/s", "efficiency", "bound by"], rows, left=(5,))
+
+
+def _estimate_line(machine: Slice, estimate: dict[str, float]) -> str:
+    operations, step = 1e3 * estimate["operations"], 1e3 * estimate["step"]
+    return (
+        f"XLA itself expects {operations:.1f} ms of operations. On {machine.count} chip(s) that is a step of {step:.1f} ms, "
+        f"{estimate['images_per_s']:.0f} images/s, efficiency {estimate['efficiency']:.1%}."
+    )
 
 
 def _advice(config: Config, images: int) -> str:

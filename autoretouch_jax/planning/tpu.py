@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from autoretouch_jax.config import Config
 from autoretouch_jax.errors import Refused
-from autoretouch_jax.planning.traffic import BYTES, array_bytes, bytes_through_memory
+from autoretouch_jax.planning.traffic import BYTES, array_bytes, bytes_through_memory, estimated_cycles
 from autoretouch_jax.runtime import storage
 
 PACKAGE = Path(__file__).parent.parent
@@ -115,7 +115,7 @@ def _fingerprint(config: Config, topology: str) -> str:
 
 
 def _analysis(config: Config, topology: str) -> dict[str, Any]:
-    """Returns `{"fits", "need", "limit", "memory", "flops", "bytes", "collectives", "compile_seconds"}`, per device.
+    """Returns `{"fits", "need", "limit", "memory", "flops", "bytes", "cycles", "collectives", "compile_seconds"}`, per device.
 
     Where the step does not fit, there are only the first three and the time.
     """
@@ -143,6 +143,7 @@ def _analysis(config: Config, topology: str) -> dict[str, Any]:
         "memory": {kind: getattr(memory, f"{kind}_size_in_bytes") for kind in kinds} | {"peak": memory.peak_memory_in_bytes},
         "flops": compiled.cost_analysis()["flops"],
         "bytes": bytes_through_memory(text),
+        "cycles": estimated_cycles(text),
         "collectives": collectives(text),
         "compile_seconds": time.monotonic() - started,
     }

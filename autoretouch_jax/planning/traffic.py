@@ -1,4 +1,4 @@
-"""The bytes that a compiled TPU program reads from its memory and writes to it, from the program's text.
+"""What the text of a compiled TPU program says of its cost: the bytes through memory, and XLA's estimate of its cycles.
 
 XLA's own `bytes accessed` counts every operand and result of every operation. On a TPU most of them never leave the chip: XLA
 keeps them in a fast memory of its own (VMEM, 128 MiB on v5e), and counts a transfer into it, and the operation that reads it
@@ -10,7 +10,7 @@ The text says where an array is: a layout with `S(1)` is on the chip.
 import math
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 # Bytes of an element, by XLA's name of its type.
 BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2} | dict.fromkeys(
@@ -19,9 +19,13 @@ BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, 
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.+?) ([\w\-]+)\((.*)$")
 COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
+CONTROL = {"while", "conditional", "call"}  # these run other computations
 NAMES_ONLY = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}  # nothing moves
+CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 PARTIAL = {"slice", "dynamic-slice"}  # these read as much as they return
 TRANSFERS = {"copy-start": (1, 0), "slice-start": (0, 1)}  # the places of the source and of its copy in the result
+
+Number = TypeVar("Number", int, float)
 
 
 class Instruction(NamedTuple):
@@ -69,6 +73,25 @@ def bytes_through_memory(text: str) -> float:
     return moved(entry)
 
 
+def estimated_cycles(text: str) -> int:
+    """Returns the sum of the cycles that XLA expects of a compiled module's operations; 0 where it says nothing.
+
+    XLA places and fuses operations by this estimate. It has none of transfers beside the operations, and none of collectives.
+    """
+    computations, entry = _computations(text)
+
+    def expected(name: str) -> int:
+        total = 0
+        for line in computations[name]:
+            if found := CYCLES.search(line.rest):
+                total += int(found[1])
+            elif line.operation in CONTROL:
+                total += _by_control(line, expected)
+        return total
+
+    return expected(entry)
+
+
 def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
     """Returns the instructions of every computation by its name, and the name of the one that the program starts with."""
     found: dict[str, list[Instruction]] = {}
@@ -98,15 +121,8 @@ def _moved_by(
     line: Instruction, sizes: dict[str, int], moved: Callable[[str], float], computations: dict[str, list[Instruction]]
 ) -> float:
     """The bytes that one instruction moves. `sizes` has those of the arrays before it."""
-    if line.operation == "while":
-        passes = re.search(r'"known_trip_count":\{"n":"(\d+)"', line.rest)
-        return (int(passes[1]) if passes else 1) * (moved(line.called("body")) + moved(line.called("condition")))
-    if line.operation == "conditional":
-        branches = re.search(r"branch_computations=\{(.*?)\}", line.rest)
-        names = re.findall(r"%?([\w.\-]+)", branches[1]) if branches else []
-        return max(moved(name) for name in names or [line.called("true_computation"), line.called("false_computation")])
-    if line.operation == "call":
-        return moved(line.called("to_apply"))
+    if line.operation in CONTROL:
+        return _by_control(line, moved)
     if line.operation in TRANSFERS:
         source, copy = TRANSFERS[line.operation]
         slow = line.sizes()
@@ -117,6 +133,18 @@ def _moved_by(
     if line.operation in PARTIAL:
         most = {0: sum(line.sizes(whole=True))}
     return own + sum(min(sizes.get(name, 0), most.get(place, sizes.get(name, 0))) for place, name in enumerate(line.operands))
+
+
+def _by_control(line: Instruction, cost: Callable[[str], Number]) -> Number:
+    """What a loop, a condition or a call costs, from the cost of a computation by its name."""
+    if line.operation == "while":
+        passes = re.search(r'"known_trip_count":\{"n":"(\d+)"', line.rest)
+        return (int(passes[1]) if passes else 1) * (cost(line.called("body")) + cost(line.called("condition")))
+    if line.operation == "conditional":
+        branches = re.search(r"branch_computations=\{(.*?)\}", line.rest)
+        names = re.findall(r"%?([\w.\-]+)", branches[1]) if branches else []
+        return max(cost(name) for name in names or [line.called("true_computation"), line.called("false_computation")])
+    return cost(line.called("to_apply"))
 
 
 def _read_by_slices(body: list[Instruction]) -> dict[int, int]:
