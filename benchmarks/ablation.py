@@ -109,10 +109,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--only", nargs="*", help="names of variants")
     options = parser.parse_args()
-    gate = {"gate": load("retouch.py").generator.gate}
-    ours = edited(
-        load("portraits.py"), generator=gate, data={"root": str(options.faces)}, loss={"vgg_weights": str(options.vgg)}
-    )
+    ours = edited(load("portraits.py"), data={"root": str(options.faces)}, loss={"vgg_weights": str(options.vgg)})
     pairs = PairSource(options.source, options.target)
     held_out = dataclasses.replace(ours.data.validation, source=str(options.source), target=str(options.target))
     models = {}
@@ -132,7 +129,7 @@ def main() -> None:
     result, _ = evaluate.evaluate(models, pairs)
     evaluate.write_result(options.out / "eval.json", result)
     print(report.table(result))
-    for name, means in result["models"].items():
+    for name, means in result.get("models", dict.fromkeys(models, result["model"])).items():
         print(f"{name}: edit_recovered before the gate {means['edit_recovered_ungated']:.3f}")
     curves = {name: quality(options.out / name) for name in models}
     print(how_soon(curves))

@@ -213,7 +213,7 @@ def _confirm(config: Config, machine: Slice) -> tuple[float, Config] | None:
         config = _variant(config, config.data.crop, images, config.parallel.remat, machine)
         figures = analyse(config, machine)
         if figures["fits"]:
-            return _pixels_per_s(config, figures["scaling"][-1]), config
+            return _pixels_per_s(config, figures.get("estimate") or figures["scaling"][-1]), config
         images //= 2
     return None
 
