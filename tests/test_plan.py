@@ -250,6 +250,31 @@ def test_a_plan_that_makes_no_sense_is_refused(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def with_cycles(figures, cycles):
+    return figures | {"cycles": cycles, "scaling": [{"memory": 0.001, "communication": 0.002}], "batch_per_device": 8}
+
+
+def test_the_estimate_is_xlas_cycles_at_the_chips_clock_and_the_all_reduces():
+    v5e = chips.read_slice("v5e:2x2")
+    estimate = plan._estimate(v5e, with_cycles({}, 12_000_000))
+    assert estimate == pytest.approx({"operations": 0.008, "step": 0.01, "images_per_s": 3200, "efficiency": 0.8})
+    assert plan._estimate(v5e, with_cycles({}, 15_000))["operations"] == 0.001, "no less than the memory needs"
+    assert plan._estimate(v5e, with_cycles({}, 0)) is None
+    assert plan._estimate(chips.read_slice("v4:2x2x1"), with_cycles({}, 12_000_000)) is None
+
+
+def test_fit_goes_by_the_estimate_where_there_is_one(small_config, monkeypatch):
+    """The bound finds the larger crop faster, the estimate here the smaller one."""
+    config, real = plan.plannable(edited(small_config, **FIT)), plan.analyse
+
+    def analyse(variant, machine):
+        return real(variant, machine) | {"estimate": {"images_per_s": 1 / variant.data.crop**3}}
+
+    by_bound = plan.best_fit(config, small_card())
+    monkeypatch.setattr(plan, "analyse", analyse)
+    assert plan.best_fit(config, small_card()).data.crop < by_bound.data.crop
+
+
 @has_libtpu
 def test_the_real_step_is_compiled_for_a_slice_that_is_not_here_and_kept(small_config, tmp_path, monkeypatch):
     config = plan.plannable(dataclasses.replace(small_config, data=DataConfig(crop=32)))
@@ -267,8 +292,8 @@ def test_the_real_step_is_compiled_for_a_slice_that_is_not_here_and_kept(small_c
     assert again == {key: value for key, value in first.items() if key != "cached"}
     report = plan.report(config, machine, first | {"cached": False})
     assert "on v5e:2x2: 4 chip(s), 1 host(s)" in report
-    assert f"XLA itself expects {1e3 * first['cycles'] / 1.5e9:.1f} ms of operations." in report
-    # The arithmetic alone takes less.
+    assert f"XLA itself expects {1e3 * first['cycles'] / 1.5e9:.1f} ms of operations on a chip." in report
+    # The arithmetic at the peak takes less.
     assert first["estimate"]["operations"] > first["scaling"][0]["compute"]
 
 

@@ -49,7 +49,7 @@ class PlanArguments:
     topology: str = "v5e:2x2"
     """KIND:SIDExSIDE for TPUs (v4, v5e, v5p, v6e), KIND:NUMBER for GPUs (a100-80, h100, h200, l4, rtx4090 …)."""
     fit: FlagCreatePairsOff[bool] = False
-    """Search for the fastest combination of images per device, crop and remat that fits."""
+    """Search for the combination of images per device, crop and remat that fits and is the fastest by this plan."""
     json: Path | None = None
     """Also write the numbers to this file."""
     run: ConfigFlags = field(default_factory=Config)

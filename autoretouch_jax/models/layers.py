@@ -42,8 +42,8 @@ def as_stored(x: jax.Array) -> jax.Array:
 def upsample_nearest(x: jax.Array) -> jax.Array:
     """×2 nearest neighbour, `[N, h, w, C]` → `[N, 2h, 2w, C]`.
 
-    By broadcast and reshape, which compiles everywhere and exports to ONNX with symbolic sizes. One side after the other: both
-    at once make, on a TPU, an array whose last sides are 2 and C, which is mostly padding.
+    By broadcast and reshape, which compiles everywhere and exports to ONNX with symbolic sizes. One side after the other: XLA
+    expects both at once, with the gradient, to take a TPU longer.
     """
     n, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, :, None], (n, h, w, 2, c)).reshape(n, h, 2 * w, c)

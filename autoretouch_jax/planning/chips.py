@@ -48,7 +48,8 @@ CHIPS = {
     )
 }
 TPUS = ("v4", "v5e", "v5p", "v6e")
-# Hz. Of a large product of matrices XLA expects nine tenths of the peak at these; of the other kinds we know none that agrees.
+# Hz, for the cycles that XLA expects: at these a large product of matrices reaches nine tenths of the peak. For the other kinds
+# of TPUs we have found none at which it does.
 CLOCKS = {"v5e": 1.5e9, "v5p": 1.75e9}
 HOP = 1e-6  # seconds, at least, that a collective needs from one chip to the next
 

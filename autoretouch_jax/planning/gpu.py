@@ -22,7 +22,7 @@ COSTLY = {"conv_general_dilated", "dot_general", "reduce_window_sum", "reduce_su
 
 
 def estimate(config: Config, count: int) -> dict[str, Any]:
-    """Returns the same figures as `tpu.compile_for`, per device, for `config` spread over `count` devices."""
+    """Returns the figures of `tpu.compile_for` but for the cycles, per device, for `config` spread over `count` devices."""
     networks, frozen = make_networks(config)
     state = jax.eval_shape(lambda: init_state(config, networks))
     batch = batch_shapes(config, config.train.batch // count)

@@ -129,11 +129,12 @@ def _scaled(config: Config, machine: Slice, figures: dict[str, Any], count: int)
 
 def _estimate(machine: Slice, figures: dict[str, Any]) -> dict[str, float] | None:
     """Returns the time and the speed on all chips if the operations take as long as XLA expects. None where it is not known."""
-    clock = chips.CLOCKS.get(machine.chip.name)
+    clock, bound = chips.CLOCKS.get(machine.chip.name), figures["scaling"][-1]
     if not clock or not figures.get("cycles"):
         return None
-    operations = figures["cycles"] / clock
-    step = operations + figures["scaling"][-1]["communication"]
+    # The cycles have no transfers in them.
+    operations = max(figures["cycles"] / clock, bound["memory"])
+    step = operations + bound["communication"]
     speed = machine.count * figures["batch_per_device"] / step
     return {"operations": operations, "step": step, "images_per_s": speed, "efficiency": operations / step}
 
@@ -277,7 +278,7 @@ def _scaling_table(scaling: list[dict[str, Any]]) -> str:
 def _estimate_line(machine: Slice, estimate: dict[str, float]) -> str:
     operations, step = 1e3 * estimate["operations"], 1e3 * estimate["step"]
     return (
-        f"XLA itself expects {operations:.1f} ms of operations. On {machine.count} chip(s) that is a step of {step:.1f} ms, "
+        f"XLA itself expects {operations:.1f} ms of operations on a chip. With {machine.count} that is a step of {step:.1f} ms, "
         f"{estimate['images_per_s']:.0f} images/s, efficiency {estimate['efficiency']:.1%}."
     )
 
