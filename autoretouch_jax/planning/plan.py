@@ -278,8 +278,8 @@ def _scaling_table(scaling: list[dict[str, Any]]) -> str:
 def _estimate_line(machine: Slice, estimate: dict[str, float]) -> str:
     operations, step = 1e3 * estimate["operations"], 1e3 * estimate["step"]
     return (
-        f"XLA itself expects {operations:.1f} ms of operations on a chip. With {machine.count} that is a step of {step:.1f} ms, "
-        f"{estimate['images_per_s']:.0f} images/s, efficiency {estimate['efficiency']:.1%}."
+        f"XLA itself expects {operations:.1f} ms of operations on a chip. With {machine.count} that is a step of "
+        f"{step:.1f} ms, {estimate['images_per_s']:.0f} images/s, efficiency {estimate['efficiency']:.1%}."
     )
 
 
