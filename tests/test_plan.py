@@ -250,17 +250,17 @@ def test_a_plan_that_makes_no_sense_is_refused(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def with_cycles(figures, cycles):
-    return figures | {"cycles": cycles, "scaling": [{"memory": 0.001, "communication": 0.002}], "batch_per_device": 8}
+def figures_with(cycles):
+    return {"cycles": cycles, "scaling": [{"memory": 0.001, "communication": 0.002}], "batch_per_device": 8}
 
 
 def test_the_estimate_is_xlas_cycles_at_the_chips_clock_and_the_all_reduces():
     v5e = chips.read_slice("v5e:2x2")
-    estimate = plan._estimate(v5e, with_cycles({}, 12_000_000))
+    estimate = plan._estimate(v5e, figures_with(12_000_000))
     assert estimate == pytest.approx({"operations": 0.008, "step": 0.01, "images_per_s": 3200, "efficiency": 0.8})
-    assert plan._estimate(v5e, with_cycles({}, 15_000))["operations"] == 0.001, "no less than the memory needs"
-    assert plan._estimate(v5e, with_cycles({}, 0)) is None
-    assert plan._estimate(chips.read_slice("v4:2x2x1"), with_cycles({}, 12_000_000)) is None
+    assert plan._estimate(v5e, figures_with(15_000))["operations"] == 0.001, "no less than the memory needs"
+    assert plan._estimate(v5e, figures_with(0)) is None
+    assert plan._estimate(chips.read_slice("v4:2x2x1"), figures_with(12_000_000)) is None
 
 
 def test_fit_goes_by_the_estimate_where_there_is_one(small_config, monkeypatch):

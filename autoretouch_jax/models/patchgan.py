@@ -57,18 +57,16 @@ class PatchGAN(nn.Module):
             # pix2pixHD's authors leave the biases as PyTorch makes them; pix2pix' set them to 0.
             return pytorch_bias(4 * 4 * x.shape[-1]) if config.norm == "instance" else nn.initializers.zeros
 
-        # The first convolution has no norm (section 6.1.2).
-        first = conv(config.width, 4, 2, padding, dtype, "conv0", bias=bias(pair))
-        x = leaky(apply_layer(first, pair, train, spectral))
-        features = [x]
-        for i in range(1, config.layers + 1):
+        x, features = pair, []
+        for i in range(config.layers + 1):
             # The last but one convolution keeps the resolution, as in the authors' code.
             stride = 2 if i < config.layers else 1
             channels = min(config.width * 2**i, config.widest or 8 * config.width)
             x = apply_layer(conv(channels, 4, stride, padding, dtype, f"conv{i}", bias=bias(x)), x, train, spectral)
-            if config.norm == "batch":
+            # The first convolution has no norm (section 6.1.2).
+            if i and config.norm == "batch":
                 x = pix2pix.batch_norm(self.axis, f"norm{i}")(x, train).astype(dtype)
-            elif config.norm == "instance":
+            elif i and config.norm == "instance":
                 x = instance_norm(x)
             x = leaky(x)
             features.append(x)
