@@ -11,13 +11,14 @@ plain convolution stays.
 import contextlib
 import contextvars
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.scheduling_groups import xla_metadata_call
 
 from autoretouch_jax.runtime import devices
 
@@ -77,6 +78,19 @@ def _convolve(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
 # Jitted, so that JAX traces each shape once, and not once for each of a network's many layers.
 @functools.partial(jax.jit, static_argnums=2)
 def _sums(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
+    return _apart(_convolve_bands, padding)(x, kernel)
+
+
+def _apart(function: Callable[..., jax.Array], padding: Padding) -> Callable[..., jax.Array]:
+    """Makes XLA keep a function's operations together instead of inlining them among all others of the program.
+
+    Otherwise XLA begins several convolutions before it has ended one, and holds the transformed pixels of all of them. And when
+    it reads a compiled program it compares each operation with each other of the same computation.
+    """
+    return xla_metadata_call(functools.partial(function, padding=padding), inlineable="false")
+
+
+def _convolve_bands(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
     kernels = _stored(_transformed_kernel(kernel))
     cut = _Bands(x, padding)
 
@@ -105,7 +119,11 @@ def _backward(padding: Padding, kept: Any, gradient: jax.Array) -> Any:
     (top, bottom), (left, right) = padding
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
     by_input = _convolve(gradient, turned, ((2 - top, 2 - bottom), (2 - left, 2 - right)))
-    # By the kernel: the transforms in reverse.
+    return by_input, _apart(_by_kernel, padding)(x, gradient)
+
+
+def _by_kernel(x: jax.Array, gradient: jax.Array, padding: Padding) -> jax.Array:
+    """Returns the gradient by the kernel: the transforms in reverse."""
     cut = _Bands(x, padding)
 
     def by_kernel_of_band(x: jax.Array, gradient: jax.Array) -> Any:
@@ -121,7 +139,7 @@ def _backward(padding: Padding, kept: Any, gradient: jax.Array) -> Any:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(by_kernel_of_band, *(b[0] for b in bands)))
         add = lambda total, band: (jax.tree.map(jnp.add, total, by_kernel_of_band(*band)), None)  # noqa: E731
         products, _ = jax.lax.scan(add, zeros, bands)
-    return by_input, _transformed_back(products)
+    return _transformed_back(products)
 
 
 _convolve.defvjp(_forward, _backward)
