@@ -194,25 +194,34 @@ def wrap_step(step: Callable, mesh: Mesh, mode: str, specs: Any = None) -> Calla
     return jax.jit(body, donate_argnums=(0,), compiler_options=_compiler_options(mesh.devices.flat[0].platform))
 
 
-# What XLA leaves to YNNPACK, a library of kernels for CPUs. In jaxlib 0.10.2 it has products of matrices too. Eigen computes
-# these a little faster; and when a program is read from the cache, XLA looks up each operation of the library among all of the
-# program's. For the thousand products of full-size AutoRetouch's step that took ten seconds.
-CPU_LIBRARY = "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION,LIBRARY_FUSION_TYPE_REDUCE"
+# XLA's options for a step on a CPU.
+CPU_OPTIONS = {
+    # What XLA leaves to YNNPACK, a library of kernels. In jaxlib 0.10.2 it has products of matrices too. Eigen computes these a
+    # little faster; and when a program is read from the cache, XLA looks up each operation of the library among all of the
+    # program's. For the thousand products of full-size AutoRetouch's step that took ten seconds.
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION,LIBRARY_FUSION_TYPE_REDUCE",
+    # Without it XLA copies each of the generator's moments and parameters before it updates them in place.
+    "xla_cpu_copy_insertion_use_region_analysis": "True",
+}
 
 
 @functools.cache
 def _compiler_options(platform: str) -> dict[str, str] | None:
     """XLA's options for a jitted step, beside those that the user has set; None where there are none. `pmap` takes none."""
-    options = {"xla_cpu_experimental_ynn_fusion_type": CPU_LIBRARY}
-    # Whoever sets the option in XLA_FLAGS has a reason to.
-    if platform != "cpu" or any(name in os.environ.get("XLA_FLAGS", "") for name in options):
+    if platform != "cpu":
         return None
-    # Other versions of XLA may have no such option, and refuse a program with an unknown one.
+    # Whoever sets an option in XLA_FLAGS has a reason to.
+    chosen = {name: value for name, value in CPU_OPTIONS.items() if name not in os.environ.get("XLA_FLAGS", "")}
+    return {name: value for name, value in chosen.items() if _is_known({name: value})} or None
+
+
+def _is_known(option: dict[str, str]) -> bool:
+    """Whether this version of XLA has an option. It refuses a program with an unknown one."""
     try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+        jax.jit(lambda: 0, compiler_options=option).lower().compile()
     except jax.errors.JaxRuntimeError:
-        return None
-    return options
+        return False
+    return True
 
 
 def _as_global_arrays(tree: Any, sharding: NamedSharding) -> Any:
