@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from autoretouch_jax.config import ParallelConfig, PatchGAN, Retouch
 from autoretouch_jax.config.loading import with_values
 from autoretouch_jax.data.folders import PairSource
 from autoretouch_jax.demo import demo
-from autoretouch_jax.runtime import compile_cache, devices
+from autoretouch_jax.runtime import compile_cache, devices, kept_programs
 from autoretouch_jax.sweeps import sweep
 from autoretouch_jax.tools import doctor
 from autoretouch_jax.training import compilation, loop
@@ -98,16 +99,17 @@ def test_only_cpus_have_options_of_their_own(options, platform):
     assert options(platform) is None
 
 
-def test_the_users_own_option_stays(options, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_experimental_ynn_fusion_type=")
-    assert options("cpu") is None
+@pytest.mark.parametrize("name", devices.CPU_OPTIONS)
+def test_the_users_own_option_stays(options, monkeypatch, name):
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} --{name}=")
+    assert set(options("cpu")) == set(devices.CPU_OPTIONS) - {name}
 
 
 def test_an_option_that_xla_does_not_know_is_left_out(options, monkeypatch):
-    assert options("cpu") is not None
+    assert options("cpu") == devices.CPU_OPTIONS
     options.cache_clear()
-    monkeypatch.setattr(devices, "CPU_LIBRARY", "NO_SUCH_KIND")
-    assert options("cpu") is None
+    monkeypatch.setattr(devices, "CPU_OPTIONS", devices.CPU_OPTIONS | {"xla_cpu_no_such_option": "True"})
+    assert set(options("cpu")) == set(devices.CPU_OPTIONS) - {"xla_cpu_no_such_option"}
 
 
 def test_other_scalars_are_the_same_program(everything):
@@ -241,6 +243,83 @@ def test_a_later_process_with_another_rate_reads_the_compiled_step(small_config,
     assert hits > 0
 
 
+@pytest.fixture
+def whole_programs(tmp_path, monkeypatch):
+    """Entries for each program that was compiled, however fast, in a folder of the user's own."""
+    monkeypatch.setenv("AUTORETOUCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(compile_cache.FOLDER, str(compile_cache.folder()))
+    monkeypatch.setattr(compilation, "SHORTEST", 0.0)
+    compile_cache.folder().mkdir(parents=True)
+
+    def entries() -> list[Path]:
+        return sorted(compile_cache.folder().glob("whole-*"))
+
+    return entries
+
+
+def run_as_later_process(config, workdir, until):
+    jax.clear_caches()
+    compilation._program.cache_clear()
+    return loop.run(config, workdir, until=until)
+
+
+def test_a_later_process_with_another_rate_does_not_trace_the_step(small_config, tmp_path, traces, whole_programs):
+    """And it goes on as the process that compiled the step would have."""
+    config = edited(small_config, parallel={"devices": 2}, train={"sample_every": 1000})
+    assert loop.run(config, tmp_path / "whole", until=3) == 0
+    assert run_as_later_process(config, tmp_path / "run", 1) == 0
+    assert run_as_later_process(config, tmp_path / "run", 3) == 0
+    assert run_as_later_process(edited(config, optim={"generator_lr": 3e-3}), tmp_path / "other", 1) == 0
+    assert (traces, len(whole_programs())) == ([1], 1)
+    whole, run = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "run"))
+    assert whole == run
+
+
+def test_another_network_batch_device_or_version_is_another_entry(small_config, tmp_path, traces, whole_programs, monkeypatch):
+    config = edited(small_config, train={"sample_every": 1000}, parallel={"devices": 1})
+    others = [{"generator": {"width": 6}}, {"train": {"batch": 2}}, {"parallel": {"devices": 2}}]
+    for number, one in enumerate([config, *(edited(config, **other) for other in others)], 1):
+        assert run_as_later_process(one, tmp_path / f"run{number}", 1) == 0
+        assert (len(traces), len(whole_programs())) == (number, number)
+    monkeypatch.setattr(kept_programs.importlib.metadata, "version", lambda name: "another")
+    assert run_as_later_process(config, tmp_path / "version", 1) == 0
+    assert len(whole_programs()) == len(others) + 2
+
+
+def test_our_code_and_the_environment_decide_the_entry(whole_programs, tmp_path, monkeypatch):
+    def name():
+        return kept_programs.path("a step", [])
+
+    names = {name()}
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    names.add(name())
+    monkeypatch.setattr(kept_programs, "PACKAGE", tmp_path)
+    names.add(name())
+    (tmp_path / "layers.py").write_text("x = 1")
+    names.add(name())
+    assert len(names) == 4
+    assert all(names)
+    monkeypatch.setenv(compile_cache.FOLDER, str(tmp_path))
+    assert name() is None, "reading an entry can run code, so a folder that others may write to has none"
+
+
+@pytest.mark.parametrize("fault", ["cut short", "another program's", "unwritable"])
+def test_an_entry_that_cannot_be_used_costs_a_compilation_only(
+    small_config, tmp_path, traces, whole_programs, fault, monkeypatch
+):
+    config = edited(small_config, train={"sample_every": 1000})
+    if fault == "unwritable":
+        monkeypatch.setattr(kept_programs.pickle, "dumps", lambda _: 1 / 0)
+    assert loop.run(config, tmp_path / "run", until=1) == 0
+    if fault == "unwritable":
+        assert whole_programs() == []
+    else:
+        (entry,) = whole_programs()
+        entry.write_bytes(entry.read_bytes()[:-100] if fault == "cut short" else zstandard.compress(pickle.dumps((b"", 1, 2))))
+    assert run_as_later_process(config, tmp_path / "run", 2) == 0
+    assert traces == [1, 1]
+
+
 def test_a_resumed_run_makes_no_fresh_state(small_config, tmp_path, monkeypatch):
     assert loop.run(small_config, tmp_path / "run", until=3) == 0
 
@@ -274,7 +353,8 @@ def test_what_fails_while_compiling_ahead_fails_in_the_step():
         def __call__(self, *_):
             self.compile()
 
-    step = compilation.Step(Program(), None, {})
+    mesh = devices.make_mesh(ParallelConfig(devices=1), 1)
+    step = compilation.Step(compilation._Program("broken", mesh, None, None, Program()), {})
     step.compile_ahead({}, None)
     assert gc.isenabled()
     with pytest.raises(RuntimeError, match="out of memory"):

@@ -69,7 +69,7 @@ def ready_step(config: Config) -> tuple[Any, Callable[[], None], float]:
     constants = run_step.constants(devices.replicate(frozen, mesh))
     batch = devices.shard_batch(_noise(config), mesh, config.parallel.mode)
     state = devices.put(fresh_state(config, networks, mesh), devices.shardings_of(shapes))
-    compiled, compile_seconds = _compiled(run_step.program, state, batch, constants)
+    compiled, compile_seconds = _compiled(run_step.program.step, state, batch, constants)
 
     def once() -> None:
         nonlocal state

@@ -8,8 +8,9 @@ import dataclasses
 import functools
 import gc
 import threading
+import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,19 +18,20 @@ from jax.sharding import Mesh
 
 from autoretouch_jax.config import Config
 from autoretouch_jax.config.resume import to_json
-from autoretouch_jax.runtime import devices
+from autoretouch_jax.runtime import devices, kept_programs
 from autoretouch_jax.training.scalars import Scalars, scalars, with_scalars, without_scalars
 from autoretouch_jax.training.state import Networks, State, init_state, state_specs
 from autoretouch_jax.training.step import train_step
 
 KEPT = 4  # programs; a sweep may go back and forth between a few networks
+SHORTEST = 1.0  # seconds of compiling from which a program is kept for later processes
 
 
 class Step:
     """`step(state, batch, frozen) -> (state, metrics)`: a program with a run's scalars, compiled when it is first called."""
 
-    def __init__(self, program: Any, shapes: State, scalars: Scalars) -> None:
-        self.program, self._shapes, self._scalars = program, shapes, scalars
+    def __init__(self, program: "_Program", scalars: Scalars) -> None:
+        self.program, self._scalars = program, scalars
         self._compiling: threading.Thread | None = None
 
     def __call__(self, state: State, batch: Any, frozen: Any) -> tuple[State, dict[str, jax.Array]]:
@@ -37,7 +39,8 @@ class Step:
         if self._compiling:
             self._compiling.join()
             self._compiling = None
-        return self.program(state, batch, self.constants(frozen))
+        step = self.program.compiled or self.program.step
+        return step(state, batch, self.constants(frozen))
 
     def constants(self, frozen: Any) -> tuple[Any, Scalars]:
         """The program's third argument: what it reads and does not change."""
@@ -45,22 +48,41 @@ class Step:
 
     def lower(self, state: Any, batch: Any, frozen: Any) -> Any:
         """Returns the program for arguments of these shapes, lowered and ready to be compiled."""
-        return self.program.lower(state, batch, self.constants(frozen))
+        return self.program.step.lower(state, batch, self.constants(frozen))
 
     def compile_ahead(self, batch: Any, frozen: Any) -> None:
-        """Traces the step for batches of these shapes, and begins to compile it, or to read it from the cache, in a thread.
+        """Begins to compile the step for batches of these shapes, or to read it, in a thread.
 
-        Meanwhile the caller can read its state. Tracing is done when this returns, for it would hold Python's lock.
+        Meanwhile the caller can read its state. A step that must be traced has been traced when this returns, for tracing would
+        hold Python's lock.
         """
+        program, used = self.program, list(self.program.mesh.devices.flat)
+        if program.compiled:
+            return
+        shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (program.shapes, batch, self.constants(frozen)))
+        kept = kept_programs.path(f"{program.name}{shapes}", used)
+        if kept and kept.is_file():
+            self._begin(lambda: kept_programs.read(kept, used))
+            return
         with _no_garbage_collection():
-            lowered = self.lower(self._shapes, batch, frozen)
+            lowered = self.lower(program.shapes, batch, frozen)
 
-        def compile_it() -> None:
+        def compile_it() -> Any:
+            started = time.monotonic()
+            compiled = lowered.compile()
+            if kept and time.monotonic() - started > SHORTEST:
+                kept_programs.write(kept, compiled)
+            return compiled
+
+        self._begin(compile_it)
+
+    def _begin(self, make: Callable[[], Any]) -> None:
+        def work() -> None:
             # An error, such as too little memory, is raised again by the first step.
             with contextlib.suppress(Exception):
-                lowered.compile()
+                self.program.compiled = make()
 
-        self._compiling = threading.Thread(target=compile_it, name="compile")
+        self._compiling = threading.Thread(target=work, name="compile")
         self._compiling.start()
 
 
@@ -77,7 +99,7 @@ class _Key:
 def compiled_step(config: Config, networks: Networks, mesh: Mesh) -> tuple[State, Step]:
     """Returns the state's leaves as shapes with their shardings, and the step."""
     program = _program(_key(config, networks, mesh))
-    return program.shapes, Step(program.step, program.shapes, devices.replicate(scalars(config), mesh))
+    return program.shapes, Step(program, devices.replicate(scalars(config), mesh))
 
 
 def fresh_state(config: Config, networks: Networks, mesh: Mesh) -> State:
@@ -90,7 +112,7 @@ def lowered_step(config: Config, networks: Networks, frozen: Any, mesh: Mesh) ->
     program = _program(_key(config, networks, mesh))
     frozen, values = (_replicated(tree, mesh) for tree in (frozen, scalars(config)))
     batch = sharded_batch_shapes(config, mesh)
-    return Step(program.step, program.shapes, values).lower(program.shapes, batch, frozen)
+    return Step(program, values).lower(program.shapes, batch, frozen)
 
 
 def sharded_batch_shapes(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -111,10 +133,14 @@ def _key(config: Config, networks: Networks, mesh: Mesh) -> _Key:
     return _Key(f"{to_json(config)}{networks}", mesh, config, networks)
 
 
-class _Program(NamedTuple):
+@dataclasses.dataclass
+class _Program:
+    name: str  # what decides it, as text
+    mesh: Mesh
     init: Callable[[np.ndarray], State]  # from the seed
     shapes: State
     step: Any  # step(state, batch, (frozen, scalars))
+    compiled: Any = None  # the same for the shapes of a run's batches; None until it is compiled or read
 
 
 @functools.lru_cache(maxsize=KEPT)
@@ -132,7 +158,7 @@ def _program(key: _Key) -> _Program:
     state = init.eval_shape(jax.ShapeDtypeStruct((), np.int32))
     specs = state_specs(state, mesh.size if config.parallel.optimizer_state == "sharded" else 1)
     shapes = devices.abstract(state, devices.shardings(specs, mesh))
-    return _Program(init, shapes, devices.wrap_step(step, mesh, config.parallel.mode, specs))
+    return _Program(key.text, mesh, init, shapes, devices.wrap_step(step, mesh, config.parallel.mode, specs))
 
 
 @contextlib.contextmanager
