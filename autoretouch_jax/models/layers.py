@@ -273,4 +273,4 @@ class TransposedConv(nn.Module):
             taps.append(slice(phase + 1 - 2 * offsets[0], None, -2))
             padding.append((-offsets[0], offsets[-1]))
         part = kernel[taps[0], taps[1]]
-        return jax.lax.conv_general_dilated(x, part, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return winograd.convolve(x, part, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from autoretouch_jax.config import networks
 from autoretouch_jax.models import autoretouch, pix2pix
 from autoretouch_jax.models.autoretouch import GLOROT
-from autoretouch_jax.models.layers import apply_layer, conv, instance_norm, leaky, pytorch_bias
+from autoretouch_jax.models.layers import Conv, apply_layer, conv, instance_norm, leaky, pytorch_bias
 from autoretouch_jax.models.pix2pixhd import average_pool
 
 
@@ -31,7 +31,7 @@ class AutoRetouchPatchGAN(nn.Module):
     def __call__(self, source: jax.Array, image: jax.Array, train: bool = False) -> jax.Array:
         x = jnp.concatenate([source, image], axis=-1).astype(self.dtype)
         width, dtype = self.config.width, self.dtype
-        spectral, convolution = self.config.spectral_norm, functools.partial(nn.Conv, dtype=dtype, kernel_init=GLOROT)
+        spectral, convolution = self.config.spectral_norm, functools.partial(Conv, dtype=dtype, kernel_init=GLOROT)
         for i, multiple in enumerate((1, 2, 4, 8)):
             x = leaky(apply_layer(convolution(width * multiple, (4, 4), (2, 2), name=f"conv{i}"), x, train, spectral))
             if i and self.config.norm == "batch":

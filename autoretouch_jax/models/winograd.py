@@ -11,16 +11,16 @@ plain convolution stays.
 import contextlib
 import contextvars
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental.scheduling_groups import xla_metadata_call
 
-from autoretouch_jax.runtime import devices
+from autoretouch_jax.models import kernel_gradient
+from autoretouch_jax.models.apart import apart
 
 NAME = "convolution"  # of the results, for rematerialisation
 SMALLEST_CHANNELS = 32  # of input and output; fewer were not measured
@@ -51,21 +51,18 @@ def off() -> Iterator[None]:
 
 def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any) -> jax.Array:
     """`jax.lax.conv_general_dilated`, for `nn.Conv`: by Winograd's algorithm where it is faster."""
-    if _suits(x, kernel, strides, options):
-        sides = ((1, 1), (1, 1)) if padding == "SAME" else ((0, 0), (0, 0)) if padding == "VALID" else padding
-        if max(map(max, sides)) <= 2:
-            return checkpoint_name(_convolve(x, kernel, tuple(map(tuple, sides))), NAME)
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+    if _off.get() or not kernel_gradient.suits(x, kernel, options):
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    sides = tuple((int(before), int(after)) for before, after in padding)
+    if _suits(x, kernel, strides) and max(map(max, sides)) <= 2 and min(map(min, sides)) >= 0:
+        return checkpoint_name(_convolve(x, kernel, sides), NAME)
+    return checkpoint_name(kernel_gradient.convolve(x, kernel, tuple(strides), sides), NAME)
 
 
-def _suits(x: jax.Array, kernel: jax.Array, strides: Sequence[int], options: dict[str, Any]) -> bool:
-    if _off.get() or not devices.on_cpu() or x.dtype != jnp.float32 or x.ndim != 4:
-        return False
-    dilations = [*(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())]
-    if kernel.shape[:2] != (3, 3) or options.get("feature_group_count", 1) != 1 or {*strides, *dilations} != {1}:
-        return False
-    # Exported programs have sides without a number.
-    if not all(isinstance(side, int) for side in x.shape):
+def _suits(x: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> bool:
+    if kernel.shape[:2] != (3, 3) or {*strides} != {1}:
         return False
     return min(kernel.shape[2:]) >= SMALLEST_CHANNELS and x.size // x.shape[3] // 4 >= FEWEST_TILES
 
@@ -78,16 +75,7 @@ def _convolve(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
 # Jitted, so that JAX traces each shape once, and not once for each of a network's many layers.
 @functools.partial(jax.jit, static_argnums=2)
 def _sums(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
-    return _apart(_convolve_bands, padding)(x, kernel)
-
-
-def _apart(function: Callable[..., jax.Array], padding: Padding) -> Callable[..., jax.Array]:
-    """Makes XLA keep a function's operations together instead of inlining them among all others of the program.
-
-    Otherwise XLA begins several convolutions before it has ended one, and holds the transformed pixels of all of them. And when
-    it reads a compiled program it compares each operation with each other of the same computation.
-    """
-    return xla_metadata_call(functools.partial(function, padding=padding), inlineable="false")
+    return apart(_convolve_bands, padding=padding)(x, kernel)
 
 
 def _convolve_bands(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
@@ -119,7 +107,7 @@ def _backward(padding: Padding, kept: Any, gradient: jax.Array) -> Any:
     (top, bottom), (left, right) = padding
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
     by_input = _convolve(gradient, turned, ((2 - top, 2 - bottom), (2 - left, 2 - right)))
-    return by_input, _apart(_by_kernel, padding)(x, gradient)
+    return by_input, apart(_by_kernel, padding=padding)(x, gradient)
 
 
 def _by_kernel(x: jax.Array, gradient: jax.Array, padding: Padding) -> jax.Array:
