@@ -252,7 +252,7 @@ def whole_programs(tmp_path, monkeypatch):
     compile_cache.folder().mkdir(parents=True)
 
     def entries() -> list[Path]:
-        return sorted(compile_cache.folder().glob("whole-*"))
+        return sorted(compile_cache.folder().glob(f"*{compile_cache.WHOLE}"))
 
     return entries
 
@@ -281,26 +281,94 @@ def test_another_network_batch_device_or_version_is_another_entry(small_config, 
     for number, one in enumerate([config, *(edited(config, **other) for other in others)], 1):
         assert run_as_later_process(one, tmp_path / f"run{number}", 1) == 0
         assert (len(traces), len(whole_programs())) == (number, number)
-    monkeypatch.setattr(kept_programs.importlib.metadata, "version", lambda name: "another")
+    monkeypatch.setattr(kept_programs, "CODE", "another")
     assert run_as_later_process(config, tmp_path / "version", 1) == 0
     assert len(whole_programs()) == len(others) + 2
 
 
 def test_our_code_and_the_environment_decide_the_entry(whole_programs, tmp_path, monkeypatch):
     def name():
-        return kept_programs.path("a step", [])
+        return kept_programs.path("a step", jax.devices())
 
     names = {name()}
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
     names.add(name())
-    monkeypatch.setattr(kept_programs, "PACKAGE", tmp_path)
+    monkeypatch.setattr(kept_programs, "CODE", "another")
     names.add(name())
-    (tmp_path / "layers.py").write_text("x = 1")
-    names.add(name())
-    assert len(names) == 4
+    assert len(names) == 3
     assert all(names)
+    monkeypatch.setattr(kept_programs.processes, "count", lambda: 2)
+    assert name() is None, "some processes might read the step while others compile it"
+    monkeypatch.undo()
     monkeypatch.setenv(compile_cache.FOLDER, str(tmp_path))
     assert name() is None, "reading an entry can run code, so a folder that others may write to has none"
+
+
+def test_the_digest_of_the_code_covers_files_and_libraries(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept_programs, "PACKAGE", tmp_path)
+    digests = {kept_programs._digest_of_code()}
+    (tmp_path / "layers.py").write_text("x = 1")
+    digests.add(kept_programs._digest_of_code())
+    monkeypatch.setattr(kept_programs.importlib.metadata, "version", lambda name: "another")
+    digests.add(kept_programs._digest_of_code())
+    assert len(digests) == 3
+    monkeypatch.setattr(kept_programs, "LIBRARIES", ("no such library",))
+    monkeypatch.undo()
+    monkeypatch.setattr(kept_programs, "LIBRARIES", ("no such library",))
+    assert kept_programs._digest_of_code() == "", "then nothing is kept, and the run goes on"
+
+
+def test_the_name_is_the_same_in_every_process(small_config, tmp_path):
+    """No address and no order of a set is in it."""
+    text = "import test_startup; print(test_startup.name_of_a_step())"
+    environment = os.environ | {"AUTORETOUCH_CACHE": str(tmp_path), compile_cache.FOLDER: ""}
+    run = lambda seed: subprocess.run(  # noqa: E731
+        [sys.executable, "-c", text],
+        cwd=ROOT / "tests",
+        env=environment | {"PYTHONHASHSEED": seed},
+        capture_output=True,
+        text=True,
+    )
+    first, second = (run(seed) for seed in ("1", "2"))
+    assert first.stdout.strip().endswith(compile_cache.WHOLE), first.stderr
+    assert first.stdout == second.stdout
+
+
+def name_of_a_step() -> str:
+    os.environ[compile_cache.FOLDER] = str(compile_cache.folder())
+    config = demo.load("retouch.py")
+    config = with_values(config, {"loss.vgg_weights": "random", "parallel.devices": 1})
+    networks, frozen = make_networks(config)
+    _, step = compilation.compiled_step(config, networks, devices.make_mesh(config.parallel, config.train.batch))
+    step._begin = lambda *_: None
+    step.lower = lambda *_: types.SimpleNamespace(compile=None)
+    step.compile_ahead({}, frozen)
+    assert step.program.kept
+    return step.program.kept.name
+
+
+def test_what_the_compiled_step_refuses_is_compiled_anew(small_config, traces):
+    """A batch of another shape, for example."""
+    trainer = Trainer(small_config)
+    trainer.compile_ahead()
+    other = jax.tree.map(lambda x: np.concatenate([x, x]), batch())
+    _, metrics = trainer.step(trainer.init(), trainer.put(other), trainer.frozen)
+    assert traces == [1, 1]
+    assert np.isfinite(metrics["loss/generator"])
+
+
+def test_a_kept_step_that_fails_is_not_read_again(tmp_path):
+    kept = tmp_path / "step.whole"
+    kept.write_bytes(b"")
+
+    def fails(*_):
+        raise jax.errors.JaxRuntimeError("INTERNAL")
+
+    mesh = devices.make_mesh(ParallelConfig(devices=1), 1)
+    step = compilation.Step(compilation._Program("broken", mesh, None, None, None, fails, kept), {})
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        step(None, {}, None)
+    assert not kept.exists()
 
 
 @pytest.mark.parametrize("fault", ["cut short", "another program's", "unwritable"])

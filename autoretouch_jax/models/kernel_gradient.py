@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from autoretouch_jax.models.apart import apart
 from autoretouch_jax.runtime import devices
 
-LARGEST = 2**26  # bytes of patches that are held at a time
+LARGEST = 2**26  # bytes of patches that are held at a time, unless a single image has more
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # zeros above and below, left and right; negative: pixels cut off
@@ -33,7 +33,7 @@ def suits(x: jax.Array, kernel: jax.Array, options: dict[str, Any]) -> bool:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding) -> jax.Array:
-    """`jax.lax.conv_general_dilated` of an image and a kernel."""
+    """`jax.lax.conv_general_dilated` of an image and a kernel. It has no forward-mode derivative."""
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=NUMBERS)
 
 

@@ -153,7 +153,7 @@ def rematerialised(block: Any, remat: Remat, static: tuple[int, ...] = ()) -> An
 
 
 def _is_convolution(primitive: Any, *_args: Any, **params: Any) -> bool:
-    # Winograd's is no operation of its own, so its result has a name.
+    # On a CPU a convolution may be no operation of its own, so its result has a name.
     return primitive.name == "conv_general_dilated" or (primitive.name == "name" and params["name"] == winograd.NAME)
 
 

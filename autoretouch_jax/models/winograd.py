@@ -50,7 +50,10 @@ def off() -> Iterator[None]:
 
 
 def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any) -> jax.Array:
-    """`jax.lax.conv_general_dilated`, for `nn.Conv`: by Winograd's algorithm where it is faster."""
+    """`jax.lax.conv_general_dilated`, for `nn.Conv`, in the form that is fastest here.
+
+    On a CPU that is Winograd's, or the plain one with the gradient of `kernel_gradient.py`.
+    """
     if _off.get() or not kernel_gradient.suits(x, kernel, options):
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
     if isinstance(padding, str):

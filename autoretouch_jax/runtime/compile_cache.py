@@ -23,6 +23,7 @@ LIMIT = 2e9  # bytes; a full-size step takes 1 to 30 MB
 SHORTEST = "0.05"  # seconds
 RECENT = 60.0  # seconds within which an entry may still be being written
 NO_SPACE = 1e9  # free bytes below which no cache is used: the space is left to checkpoints
+JAX_OWN, WHOLE = "-cache", ".whole"  # ends of the names of JAX's entries, and of those of `kept_programs.py`
 CHECKED = "checked"  # a file: entries older than it are whole
 
 
@@ -62,8 +63,11 @@ def _processor() -> str:
 
 def tidy(home: Path, most: float) -> None:
     """Deletes entries that are cut short, and the least recently used ones until the rest takes `most` bytes."""
-    entries = [(path.stat(), path) for path in home.rglob("*-cache")]
     mark, now = home / CHECKED, time.time()
+    for part in home.rglob("*.part"):  # of a process that was killed while it wrote
+        if part.stat().st_mtime < now - RECENT:
+            part.unlink(missing_ok=True)
+    entries = [(path.stat(), path) for end in (JAX_OWN, WHOLE) for path in home.rglob(f"*{end}")]
     checked = mark.stat().st_mtime if mark.exists() else 0.0
     for status, path in entries:
         # JAX warns of an entry that a killed process or a full disk has cut short, but does not replace it.
@@ -83,7 +87,21 @@ def _is_cut(path: Path) -> bool:
     import zstandard
 
     try:
-        zstandard.ZstdDecompressor().decompress(path.read_bytes())
+        read_entry(path)
     except zstandard.ZstdError:
         return True
     return False
+
+
+def read_entry(path: Path) -> bytes:
+    """Returns what an entry holds. Raises OSError or ZstdError for one that cannot be read."""
+    import zstandard
+
+    return zstandard.ZstdDecompressor().decompress(path.read_bytes())
+
+
+def write_entry(path: Path, content: bytes) -> None:
+    """Writes an entry whole or not at all, packed as JAX packs its own. Raises OSError."""
+    import zstandard
+
+    storage.write(path, zstandard.ZstdCompressor().compress(content))

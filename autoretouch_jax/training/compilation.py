@@ -10,6 +10,7 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ from autoretouch_jax.training.state import Networks, State, init_state, state_sp
 from autoretouch_jax.training.step import train_step
 
 KEPT = 4  # programs; a sweep may go back and forth between a few networks
-SHORTEST = 1.0  # seconds of compiling from which a program is kept for later processes
+SHORTEST = 1.0  # seconds of tracing and compiling from which a program is kept for later processes
 
 
 class Step:
@@ -32,15 +33,25 @@ class Step:
 
     def __init__(self, program: "_Program", scalars: Scalars) -> None:
         self.program, self._scalars = program, scalars
-        self._compiling: threading.Thread | None = None
+        self._ready: threading.Event | None = None
 
     def __call__(self, state: State, batch: Any, frozen: Any) -> tuple[State, dict[str, jax.Array]]:
         """Makes a step. The state's buffers are donated."""
-        if self._compiling:
-            self._compiling.join()
-            self._compiling = None
-        step = self.program.compiled or self.program.step
-        return step(state, batch, self.constants(frozen))
+        if self._ready:
+            self._ready.wait()
+        compiled, arguments = self.program.compiled, (state, batch, self.constants(frozen))
+        if compiled is None:
+            return self.program.step(*arguments)
+        try:
+            return compiled(*arguments)
+        except (TypeError, ValueError):
+            # Arguments of other shapes or places, which are refused before any buffer is given away.
+            return self.program.step(*arguments)
+        except jax.errors.JaxRuntimeError:
+            # If it is the kept program that is at fault, the next start must not read it again.
+            if self.program.kept:
+                self.program.kept.unlink(missing_ok=True)
+            raise
 
     def constants(self, frozen: Any) -> tuple[Any, Scalars]:
         """The program's third argument: what it reads and does not change."""
@@ -60,30 +71,33 @@ class Step:
         if program.compiled:
             return
         shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (program.shapes, batch, self.constants(frozen)))
-        kept = kept_programs.path(f"{program.name}{shapes}", used)
+        program.kept = kept = kept_programs.path(f"{program.name}{shapes}", used)
         if kept and kept.is_file():
-            self._begin(lambda: kept_programs.read(kept, used))
+            self._begin(lambda: kept_programs.read(kept, used), lambda _: None)
             return
+        started = time.monotonic()
         with _no_garbage_collection():
             lowered = self.lower(program.shapes, batch, frozen)
 
-        def compile_it() -> Any:
-            started = time.monotonic()
-            compiled = lowered.compile()
+        def keep(compiled: Any) -> None:
             if kept and time.monotonic() - started > SHORTEST:
                 kept_programs.write(kept, compiled)
-            return compiled
 
-        self._begin(compile_it)
+        self._begin(lowered.compile, keep)
 
-    def _begin(self, make: Callable[[], Any]) -> None:
+    def _begin(self, make: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        """Makes the compiled program in a thread, and does something with it while the first step runs."""
+        self._ready = ready = threading.Event()
+
         def work() -> None:
             # An error, such as too little memory, is raised again by the first step.
             with contextlib.suppress(Exception):
                 self.program.compiled = make()
+            ready.set()
+            if self.program.compiled:
+                then(self.program.compiled)
 
-        self._compiling = threading.Thread(target=work, name="compile")
-        self._compiling.start()
+        threading.Thread(target=work, name="compile").start()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +155,7 @@ class _Program:
     shapes: State
     step: Any  # step(state, batch, (frozen, scalars))
     compiled: Any = None  # the same for the shapes of a run's batches; None until it is compiled or read
+    kept: Path | None = None  # where it is kept for later processes
 
 
 @functools.lru_cache(maxsize=KEPT)
