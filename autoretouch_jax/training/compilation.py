@@ -90,10 +90,12 @@ class Step:
         self._ready = ready = threading.Event()
 
         def work() -> None:
-            # An error, such as too little memory, is raised again by the first step.
-            with contextlib.suppress(Exception):
-                self.program.compiled = make()
-            ready.set()
+            try:
+                # An error, such as too little memory, is raised again by the first step.
+                with contextlib.suppress(Exception):
+                    self.program.compiled = make()
+            finally:
+                ready.set()
             if self.program.compiled:
                 then(self.program.compiled)
 
