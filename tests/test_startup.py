@@ -312,7 +312,6 @@ def test_the_digest_of_the_code_covers_files_and_libraries(tmp_path, monkeypatch
     monkeypatch.setattr(kept_programs.importlib.metadata, "version", lambda name: "another")
     digests.add(kept_programs._digest_of_code())
     assert len(digests) == 3
-    monkeypatch.setattr(kept_programs, "LIBRARIES", ("no such library",))
     monkeypatch.undo()
     monkeypatch.setattr(kept_programs, "LIBRARIES", ("no such library",))
     assert kept_programs._digest_of_code() == "", "then nothing is kept, and the run goes on"
