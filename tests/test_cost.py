@@ -15,7 +15,7 @@ import jax
 import pytest
 
 from autoretouch_jax.config.loading import load
-from autoretouch_jax.models import winograd
+from autoretouch_jax.models import forms
 from autoretouch_jax.planning.plan import plannable
 from autoretouch_jax.runtime import devices
 from autoretouch_jax.tools import catalogue
@@ -45,7 +45,7 @@ def config_of(name):
 
 def compiled(config):
     """The step for one device, with plain convolutions: XLA counts a loop's body, and Winograd's bands are loops, only once."""
-    with winograd.off():
+    with forms.plain():
         lowered = lowered_step(config, *make_networks(config), devices.make_mesh(config.parallel, config.train.batch))
     step = lowered.compile()
     cost, memory = step.cost_analysis(), step.memory_analysis()

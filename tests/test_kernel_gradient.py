@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autoretouch_jax.config import networks
-from autoretouch_jax.models import kernel_gradient, winograd
+from autoretouch_jax.models import convolution, forms, kernel_gradient
 from autoretouch_jax.models.layers import TransposedConv
 from autoretouch_jax.models.patchgan import AutoRetouchPatchGAN
 
@@ -23,11 +23,11 @@ def error(value, reference):
 
 
 def convolve(x, kernel, strides, padding):
-    return winograd.convolve(x, kernel, strides, padding, dimension_numbers=kernel_gradient.NUMBERS)
+    return convolution.convolve(x, kernel, strides, padding, dimension_numbers=kernel_gradient.NUMBERS)
 
 
 def plainly(function, *arguments):
-    with winograd.off():
+    with forms.plain():
         return function(*arguments)
 
 
@@ -80,13 +80,18 @@ def test_a_penalty_on_a_gradient_has_the_plain_gradient():
 )
 def test_other_convolutions_stay_plain(change, monkeypatch):
     if "platform" in change:
-        monkeypatch.setattr(kernel_gradient.devices, "on_cpu", lambda: False)
+        monkeypatch.setattr(forms.devices, "on_cpu", lambda: False)
     x, side = noise(1, 8, 8, 4).astype(change.get("dtype", jnp.float32)), change.get("side", 3)
     kernel = noise(side, side, 4 // change.get("groups", 1), 4).astype(x.dtype)
     options = {"rhs_dilation": change.get("dilation"), "feature_group_count": change.get("groups", 1)}
-    assert not kernel_gradient.suits(x, kernel, options)
+
+    def has_own_gradient(x, kernel, **options):
+        options |= {"dimension_numbers": kernel_gradient.NUMBERS}
+        return "custom_vjp" in str(jax.make_jaxpr(lambda *a: convolution.convolve(*a, (1, 1), "SAME", **options))(x, kernel))
+
+    assert not has_own_gradient(x, kernel, **options)
     monkeypatch.undo()
-    assert kernel_gradient.suits(noise(1, 8, 8, 4), noise(3, 3, 4, 4), {})
+    assert has_own_gradient(noise(1, 8, 8, 4), noise(3, 3, 4, 4))
 
 
 @pytest.mark.parametrize("name", ["discriminator", "upsampling"])

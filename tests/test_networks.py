@@ -15,7 +15,7 @@ from autoretouch_jax.config import networks
 from autoretouch_jax.errors import Refused
 from autoretouch_jax.inference.edit import retouch_array
 from autoretouch_jax.inference.tiles import Axis, Plan, network_output
-from autoretouch_jax.models import layers, winograd
+from autoretouch_jax.models import forms, layers
 from autoretouch_jax.models.folder import Model, load_model
 from autoretouch_jax.models.layers import TransposedConv, depth_to_space, space_to_depth
 from autoretouch_jax.models.modules import make_discriminator, make_generator
@@ -130,7 +130,7 @@ def test_flops_are_what_the_catalogue_says(name):
     config = catalogue.NETWORKS[name][0]
     module, images = catalogue.module_and_images(config, 512, 512)
     variables = jax.eval_shape(module.init, jax.random.key(0), *images)
-    with winograd.off():
+    with forms.plain():
         flops = jax.jit(module.apply).lower(variables, *images).compile().cost_analysis()["flops"]
     assert 2 * catalogue.multiply_accumulates(config, 512) == pytest.approx(flops, rel=0.02)
 

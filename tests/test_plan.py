@@ -16,7 +16,7 @@ from autoretouch_jax import cli
 from autoretouch_jax.config import DataConfig, load
 from autoretouch_jax.config.validation import validate
 from autoretouch_jax.errors import Refused
-from autoretouch_jax.models import winograd
+from autoretouch_jax.models import forms
 from autoretouch_jax.planning import chips, gpu, plan, tpu, traffic
 from autoretouch_jax.runtime import devices
 from autoretouch_jax.training.compilation import lowered_step
@@ -61,7 +61,7 @@ def test_the_estimate_counts_the_flops_that_xla_counts(small_config):
     config = edited(small_config, generator={"width": 16, "blocks": 3}, train={"batch": 2})
     networks, frozen = make_networks(config)
     mesh = devices.make_mesh(config.parallel, 2)
-    with winograd.off():
+    with forms.plain():
         xla = lowered_step(config, networks, frozen, mesh).compile().cost_analysis()["flops"]
     assert gpu.estimate(config, 1)["flops"] == pytest.approx(xla, rel=0.15)
 

@@ -7,10 +7,11 @@ import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from autoretouch_jax.config import networks
-from autoretouch_jax.models import winograd
+from autoretouch_jax.models import convolution, forms, sums, winograd
 from autoretouch_jax.models.layers import BatchNorm
 from autoretouch_jax.models.modules import make_generator
 from autoretouch_jax.planning import gpu
@@ -21,11 +22,11 @@ CHANNELS = winograd.SMALLEST_CHANNELS
 
 
 def convolve(x, kernel, padding="SAME", strides=(1, 1)):
-    return winograd.convolve(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return convolution.convolve(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def plainly(function, *arguments):
-    with winograd.off():
+    with forms.plain():
         return function(*arguments)
 
 
@@ -216,6 +217,31 @@ def test_what_is_bfloat16_stays_so_in_memory(dtype, kept):
     norm = jax.jit(ours).lower(x, jnp.ones(8), jnp.zeros(8)).as_text()
     perceptual = jax.jit(losses.perceptual).lower({"relu1_2": x}, {"relu1_2": x}).as_text()
     assert [("optimization_barrier" in text) for text in (norm, perceptual)] == [kept, kept]
+
+
+# ---- sums -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 16, 5), (3, 3, 8, 4), (2, 7, 5, 8), (16, 3)])
+def test_sums_and_their_gradients_are_the_plain_ones(shape):
+    x, weight = 1 + noise(*shape), noise(shape[-1], seed=1)
+
+    def gradient(x):
+        return jax.value_and_grad(lambda x: (weight * sums.of_channels(jnp.square(x))).sum())(x)
+
+    ours, plain = jax.jit(gradient)(x), plainly(jax.jit(lambda x: gradient(x)), x)
+    assert "dot_general" not in plainly(jax.jit(lambda x: sums.of_channels(x)).lower, x).as_text()
+    assert all(error(a, b) <= 1e-6 for a, b in zip(ours, plain, strict=True))
+
+
+def test_the_sums_of_a_cpu_are_products():
+    assert "dot_general" in jax.jit(lambda x: sums.of_channels(x)).lower(noise(2, 4, 4, 8)).as_text()
+
+
+def test_the_norm_of_a_tree_is_that_of_optax():
+    tree = {"kernel": noise(3, 3, 8, 16), "bias": noise(16), "odd": noise(3, 7), "scalar": jnp.float32(2), "none": None}
+    assert error(jax.jit(sums.global_norm)(tree), optax.global_norm(tree)) <= 1e-6
+    assert float(sums.global_norm({})) == 0
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------------------

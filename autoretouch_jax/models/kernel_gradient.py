@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from autoretouch_jax.models.apart import apart
-from autoretouch_jax.runtime import devices
 
 LARGEST = 2**26  # bytes of patches that are held at a time, unless a single image has more
 NUMBERS = ("NHWC", "HWIO", "NHWC")
@@ -22,18 +21,9 @@ NUMBERS = ("NHWC", "HWIO", "NHWC")
 Padding = tuple[tuple[int, int], tuple[int, int]]  # zeros above and below, left and right; negative: pixels cut off
 
 
-def suits(x: jax.Array, kernel: jax.Array, options: dict[str, Any]) -> bool:
-    """Whether `convolve` can compute this convolution, and pays."""
-    if not devices.on_cpu() or x.dtype != jnp.float32 or x.ndim != 4 or kernel.shape[:2] == (1, 1):
-        return False
-    dilations = [*(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())]
-    known = all(isinstance(side, int) for side in x.shape)  # exported programs have sides without a number
-    return known and options.get("feature_group_count", 1) == 1 and {*dilations} <= {1}
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding) -> jax.Array:
-    """`jax.lax.conv_general_dilated` of an image and a kernel. It has no forward-mode derivative."""
+    """The convolution of an image and a kernel. It has no forward-mode derivative."""
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=NUMBERS)
 
 

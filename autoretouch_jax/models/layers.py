@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from autoretouch_jax.models import winograd
+from autoretouch_jax.models import convolution, sums
 from autoretouch_jax.runtime import devices
 
 Remat = Literal["none", "norms", "full"]  # see `rematerialised`
@@ -15,7 +15,7 @@ Remat = Literal["none", "norms", "full"]  # see `rematerialised`
 LEAK = 0.2  # LeakyReLU's slope in AutoRetouch's reference implementation, pix2pix and pix2pixHD
 CONTRAST_GAIN = 4.0  # ours: brings the stem's response to skin texture to about unit scale
 INSTANCE_EPSILON = 1e-5  # PyTorch's default
-Conv = functools.partial(nn.Conv, conv_general_dilated=winograd.convolve)
+Conv = functools.partial(nn.Conv, conv_general_dilated=convolution.convolve)
 NORMAL_INIT = nn.initializers.normal(0.02)  # the kernels of pix2pix and pix2pixHD
 
 
@@ -120,7 +120,7 @@ def _normalise_batch_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, ep
 def _normalise_batch_backward(epsilon: float, axis: str | None, kept: Any, cotangents: Any) -> Any:
     (x, scale, mean, inverse), gradient = kept, cotangents[0]
     centred = x.astype(jnp.float32) - mean
-    own_sum, own_product = gradient.sum((0, 1, 2)), (gradient * centred).sum((0, 1, 2))
+    own_sum, own_product = sums.of_channels(gradient), sums.of_channels(gradient * centred)
     count = x.size // x.shape[-1]
     # What a value does through the mean, and through the variance: both are shared by all devices along `axis`.
     shared = (own_sum / count, own_product / count)
@@ -135,7 +135,7 @@ _normalise_batch.defvjp(_normalise_batch_forward, _normalise_batch_backward)
 
 def _mean_of_channels(values: jax.Array, axis: str | None) -> jax.Array:
     """The mean of every channel of `[N, H, W, C]`, over all devices along `axis`, if given."""
-    mean = values.mean((0, 1, 2))
+    mean = sums.of_channels(values) / (values.size // values.shape[-1])
     return devices.mean(mean) if axis else mean
 
 
@@ -154,7 +154,7 @@ def rematerialised(block: Any, remat: Remat, static: tuple[int, ...] = ()) -> An
 
 def _is_convolution(primitive: Any, *_args: Any, **params: Any) -> bool:
     # On a CPU a convolution may be no operation of its own, so its result has a name.
-    return primitive.name == "conv_general_dilated" or (primitive.name == "name" and params["name"] == winograd.NAME)
+    return primitive.name == "conv_general_dilated" or (primitive.name == "name" and params["name"] == convolution.NAME)
 
 
 def instance_norm(x: jax.Array) -> jax.Array:
@@ -217,7 +217,7 @@ class ConvBeforeNorm(nn.Module):
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         kernel = self.param("kernel", self.init, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y = winograd.convolve(
+        y = convolution.convolve(
             x.astype(self.dtype), kernel.astype(self.dtype), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         return y, bias
@@ -273,4 +273,4 @@ class TransposedConv(nn.Module):
             taps.append(slice(phase + 1 - 2 * offsets[0], None, -2))
             padding.append((-offsets[0], offsets[-1]))
         part = kernel[taps[0], taps[1]]
-        return winograd.convolve(x, part, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return convolution.convolve(x, part, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))

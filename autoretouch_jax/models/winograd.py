@@ -4,74 +4,43 @@ Every 4×4 pixels of the input give 2×2 of the output. Input and kernel are tra
 channels are then summed by 16 matrix products instead of 36, and the result is transformed back. The sums are the same but for
 their order. Larger tiles would save more, but lose digits: F(4×4, 3×3) has ten times the rounding error.
 
-Arrays are float32 `[N, H, W, C]`, kernels `[3, 3, C, C']`. GPUs and TPUs multiply faster than they move memory, so there the
-plain convolution stays.
+Arrays are float32 `[N, H, W, C]`, kernels `[3, 3, C, C']`.
 """
 
-import contextlib
-import contextvars
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 
-from autoretouch_jax.models import kernel_gradient
 from autoretouch_jax.models.apart import apart
 
-NAME = "convolution"  # of the results, for rematerialisation
 SMALLEST_CHANNELS = 32  # of input and output; fewer were not measured
 LARGEST_BAND = 2**26  # bytes of transformed pixels that are held at a time
 FEWEST_TILES = 128  # of an array; with half of them the gain was within the noise
 
-# The matrices of Lavin and Gray's equation 7.
-INPUT = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
+# The matrices of Lavin and Gray's equation 7, but for two signs that cancel: every row of `INPUT` and `OUTPUT`ᵀ has a 1.
+INPUT = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, -1, 0, 1))
 KERNEL = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
-OUTPUT = ((1, 1, 1, 0), (0, 1, -1, -1))
+OUTPUT = ((1, 1, 1, 0), (0, 1, -1, 1))
 KERNEL_PLACES = np.kron(KERNEL, KERNEL).astype(np.float32)  # [16, 9]: what `KERNEL` does to rows and columns at once
 
 Grid = Sequence[Sequence[jax.Array]]  # arrays in rows and columns, one for each place within a tile
 Padding = tuple[tuple[int, int], tuple[int, int]]  # zeros above and below, left and right
 
-_off = contextvars.ContextVar("off", default=False)
 
-
-@contextlib.contextmanager
-def off() -> Iterator[None]:
-    """What is traced inside has only plain convolutions: for other devices than this process runs on, and to count FLOPs."""
-    token = _off.set(True)
-    try:
-        yield
-    finally:
-        _off.reset(token)
-
-
-def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any) -> jax.Array:
-    """`jax.lax.conv_general_dilated`, for `nn.Conv`, in the form that is fastest here.
-
-    On a CPU that is Winograd's, or the plain one with the gradient of `kernel_gradient.py`.
-    """
-    if _off.get() or not kernel_gradient.suits(x, kernel, options):
-        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
-    if isinstance(padding, str):
-        padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
-    sides = tuple((int(before), int(after)) for before, after in padding)
-    if _suits(x, kernel, strides) and max(map(max, sides)) <= 2 and min(map(min, sides)) >= 0:
-        return checkpoint_name(_convolve(x, kernel, sides), NAME)
-    return checkpoint_name(kernel_gradient.convolve(x, kernel, tuple(strides), sides), NAME)
-
-
-def _suits(x: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> bool:
-    if kernel.shape[:2] != (3, 3) or {*strides} != {1}:
+def suits(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Padding) -> bool:
+    """Whether `convolve` can compute this convolution, and pays."""
+    if kernel.shape[:2] != (3, 3) or {*strides} != {1} or not {*sum(padding, ())} <= {0, 1, 2}:
         return False
     return min(kernel.shape[2:]) >= SMALLEST_CHANNELS and x.size // x.shape[3] // 4 >= FEWEST_TILES
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolve(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
+def convolve(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
+    """The convolution of an image and a kernel. It has no forward-mode derivative."""
     return _sums(x, kernel, padding)
 
 
@@ -100,7 +69,7 @@ def _convolve_bands(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Ar
 
 
 def _forward(x: jax.Array, kernel: jax.Array, padding: Padding) -> Any:
-    return _convolve(x, kernel, padding), (x, kernel)
+    return convolve(x, kernel, padding), (x, kernel)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -109,7 +78,7 @@ def _backward(padding: Padding, kept: Any, gradient: jax.Array) -> Any:
     # By the input: a convolution with the kernel turned by half a turn, over all that an input pixel reached.
     (top, bottom), (left, right) = padding
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    by_input = _convolve(gradient, turned, ((2 - top, 2 - bottom), (2 - left, 2 - right)))
+    by_input = convolve(gradient, turned, ((2 - top, 2 - bottom), (2 - left, 2 - right)))
     return by_input, apart(_by_kernel, padding=padding)(x, gradient)
 
 
@@ -133,7 +102,7 @@ def _by_kernel(x: jax.Array, gradient: jax.Array, padding: Padding) -> jax.Array
     return _transformed_back(products)
 
 
-_convolve.defvjp(_forward, _backward)
+convolve.defvjp(_forward, _backward)
 
 
 class _Bands:
@@ -211,11 +180,11 @@ def _stored(grid: Grid) -> Grid:
 
 
 def _combinations(matrix: Sequence[Sequence[float]], arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    """`matrix @ arrays`, for factors of 0, 1 and -1, of which a row has a 1. Nothing is multiplied."""
     combinations = []
     for factors in matrix:
-        # Written out, so that nothing is multiplied by 0 or 1.
-        terms = [array if factor == 1 else factor * array for factor, array in zip(factors, arrays, strict=True) if factor]
-        combinations.append(functools.reduce(jnp.add, terms))
+        added, subtracted = ([x for x, factor in zip(arrays, factors, strict=True) if factor == sign] for sign in (1, -1))
+        combinations.append(functools.reduce(jnp.subtract, subtracted, functools.reduce(jnp.add, added)))
     return combinations
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from autoretouch_jax.config import Config
-from autoretouch_jax.models import winograd
+from autoretouch_jax.models import forms
 from autoretouch_jax.runtime import devices
 from autoretouch_jax.training.compilation import batch_shapes
 from autoretouch_jax.training.state import init_state, make_networks, parameter_count, state_specs
@@ -31,7 +31,7 @@ def estimate(config: Config, count: int) -> dict[str, Any]:
         return train_step(*arguments, networks=networks, config=config)
 
     # With an axis of one device, the traced program has the shapes of one device.
-    with winograd.off():
+    with forms.plain():
         traced = jax.make_jaxpr(step, axis_env=[(devices.AXIS, 1)])(state, batch, frozen)
     specs = state_specs(state, count if config.parallel.optimizer_state == "sharded" else 1)
     # State, batch and the frozen VGG live during the whole step.
@@ -50,7 +50,7 @@ def flops(function: Any, *arguments: Any) -> float:
 
     They are those of plain convolutions, on a CPU too.
     """
-    with winograd.off():
+    with forms.plain():
         return _walk(jax.make_jaxpr(function)(*arguments).jaxpr)[1]
 
 

@@ -119,14 +119,14 @@ def _analysis(config: Config, topology: str) -> dict[str, Any]:
 
     Where the step does not fit, there are only the first three and the time.
     """
-    from autoretouch_jax.models import winograd
+    from autoretouch_jax.models import forms
     from autoretouch_jax.runtime import devices
     from autoretouch_jax.training.compilation import lowered_step
     from autoretouch_jax.training.state import make_networks
 
     started = time.monotonic()
     # This process runs on a CPU, and compiles for another device.
-    with winograd.off():
+    with forms.plain():
         lowered = lowered_step(config, *make_networks(config), devices.mesh_of_slice(topology))
     try:
         compiled = lowered.compile()

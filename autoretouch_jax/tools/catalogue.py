@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from autoretouch_jax.config import networks
 from autoretouch_jax.errors import EXIT_DONE
-from autoretouch_jax.models import winograd
+from autoretouch_jax.models import forms
 from autoretouch_jax.models.modules import GENERATORS, make_discriminator, make_generator
 from autoretouch_jax.models.outputs import discriminator_scales, generator_output
 from autoretouch_jax.runtime.tables import text_table
@@ -66,7 +66,7 @@ def parameters(config: Any) -> int:
 def multiply_accumulates(config: Any, side: int) -> int:
     """Counts the multiply-accumulates of all convolutions on a side × side image, without taps that fall on zero padding."""
     module, images = module_and_images(config, side, side)
-    with winograd.off():
+    with forms.plain():
         jaxpr = jax.make_jaxpr(lambda variables, *inputs: module.apply(variables, *inputs))(_variables(config), *images)
     return sum(_multiply_accumulates(equation) for equation in _convolutions(jaxpr.jaxpr))
 

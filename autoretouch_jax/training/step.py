@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from autoretouch_jax.config import Config
+from autoretouch_jax.models import sums
 from autoretouch_jax.models.outputs import GeneratorOutput, Scales, discriminator_scales, generator_output
 from autoretouch_jax.models.pixels import to_float
 from autoretouch_jax.runtime import devices
@@ -101,7 +101,7 @@ def train_step(
         average = (generator.params, generator.batch_stats)
         ema, ema_stats = optimizers.ema_update((ema, ema_stats), average, config.optim.ema, state.step)
     metrics |= generator_metrics
-    metrics |= {"generator_gradient_norm": optax.global_norm(gradients), "learning_rate": learning_rate}
+    metrics |= {"generator_gradient_norm": sums.global_norm(gradients), "learning_rate": learning_rate}
     new = State(state.step + 1, generator, discriminator, ema, ema_stats, state.guard)
     return _guarded(new, state, metrics, config)
 
@@ -111,9 +111,9 @@ def _guarded(new: State, old: State, metrics: Metrics, config: Config) -> tuple[
     if old.guard is None:
         return new, metrics
     norms = [metrics.get(f"{name}_gradient_norm", jnp.zeros(())) for name in ("generator", "discriminator")]
-    others = [optax.global_norm(new.generator.batch_stats), metrics.get("loss/discriminator", jnp.zeros(()))]
+    others = [sums.global_norm(new.generator.batch_stats), metrics.get("loss/discriminator", jnp.zeros(()))]
     if new.discriminator is not None:
-        others.append(optax.global_norm(new.discriminator.batch_stats))
+        others.append(sums.global_norm(new.discriminator.batch_stats))
     sound, memory, judged = guard.judge(
         old.guard, config.guard, jnp.stack(norms), metrics["loss/generator"], jnp.stack([jnp.asarray(x) for x in others])
     )
@@ -179,7 +179,7 @@ def _update_discriminator(
 
     result = _over_microbatches(discriminator_pass, learner.batch_stats, images, config.parallel.accumulate)
     gradients, batch_stats, metrics = devices.mean(result)
-    metrics = metrics | {"discriminator_gradient_norm": optax.global_norm(gradients)}
+    metrics = metrics | {"discriminator_gradient_norm": sums.global_norm(gradients)}
     learning_rate = config.optim.discriminator_lr * rate_factor
     return _apply_gradients(learner, gradients, batch_stats, learning_rate, config), metrics
 

@@ -11,7 +11,7 @@ from jax import export
 
 from autoretouch_jax.errors import Refused, first_line
 from autoretouch_jax.inference.tiles import canvas_step
-from autoretouch_jax.models import winograd
+from autoretouch_jax.models import forms
 from autoretouch_jax.models.folder import Model
 from autoretouch_jax.models.modules import make_generator
 from autoretouch_jax.models.outputs import generator_output
@@ -32,7 +32,7 @@ def stablehlo(model: Model, gate: float, dtype: Any) -> tuple[bytes, int]:
         shape = (*export.symbolic_shape("batch, height, width", constraints=constraints), 3)
         try:
             # The file states the precision: by default a GPU or TPU would compute products of float32 in less.
-            with jax.default_matmul_precision("highest"), winograd.off():
+            with jax.default_matmul_precision("highest"), forms.plain():
                 exported = export.export(retouch, platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.uint8))
         except (TypeError, ValueError) as error:  # what JAX raises where it would have to know a size
             reason = first_line(error)
