@@ -1,7 +1,6 @@
 """Forms that blemishes are drawn with, and their textures: floats `[h, w]`, from the random generator passed in."""
 
 import numpy as np
-from scipy import ndimage
 
 HOLE = 15  # pixels: narrower gaps in an ellipse are closed before it is bent
 
@@ -47,6 +46,8 @@ def shifted(values: np.ndarray, down: int, right: int) -> np.ndarray:
 
 def bowed(values: np.ndarray, rise: float) -> np.ndarray:
     """`[h, w]` of ellipses that fade out sidewards as exp(-x⁴), bent into crescents: at x = 1 they lie `rise` pixels higher."""
+    from scipy import ndimage  # a third of a second, which most runs need not wait
+
     # A column's highest value tells how far it is from the middle of its ellipse, apart from holes, which a mole makes in skin.
     highest = ndimage.gaussian_filter1d(ndimage.grey_closing(values.max(0), HOLE), 1.5)
     square = np.sqrt(-np.log(np.clip(highest, 0.02, 1)))
