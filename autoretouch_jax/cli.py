@@ -40,6 +40,9 @@ def _train(argv: Argv) -> int:
     arguments = parse_with_config("train", argv)
     # Entered before the imports, which take seconds: a signal must be caught from the first moment on.
     with StopRequest(parse_duration(arguments.max_time) if arguments.max_time else 0) as stop:
+        from autoretouch_jax.training import kept_step
+
+        kept_step.read_ahead(arguments.run)
         from autoretouch_jax.training import loop
 
         return loop.run(arguments.run, arguments.workdir, stop)

@@ -1,5 +1,6 @@
 """Starting: other scalars are the same program, it is compiled once and kept, and a resumed run makes no fresh state."""
 
+import contextlib
 import dataclasses
 import gc
 import os
@@ -7,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -20,14 +22,14 @@ from conftest import ROOT, edited
 from optuna import distributions
 from test_step import batch
 
-from autoretouch_jax.config import ParallelConfig, PatchGAN, Retouch
+from autoretouch_jax.config import Config, ParallelConfig, PatchGAN, Retouch
 from autoretouch_jax.config.loading import with_values
 from autoretouch_jax.data.folders import PairSource
 from autoretouch_jax.demo import demo
 from autoretouch_jax.runtime import compile_cache, devices, kept_programs
 from autoretouch_jax.sweeps import sweep
 from autoretouch_jax.tools import doctor
-from autoretouch_jax.training import compilation, loop
+from autoretouch_jax.training import compilation, kept_step, loop
 from autoretouch_jax.training.scalars import ALWAYS, UNLESS_OFF, is_off, scalars, without_scalars
 from autoretouch_jax.training.state import init_state, make_networks
 from autoretouch_jax.training.step import train_step
@@ -248,13 +250,17 @@ def whole_programs(tmp_path, monkeypatch):
     """Entries for each program that was compiled, however fast, in a folder of the user's own."""
     monkeypatch.setenv("AUTORETOUCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv(compile_cache.FOLDER, str(compile_cache.folder()))
-    monkeypatch.setattr(compilation, "SHORTEST", 0.0)
+    monkeypatch.setattr(kept_programs, "SHORTEST", 0.0)
     compile_cache.folder().mkdir(parents=True)
+    # What JAX's cache of all tests has would not be kept. So each test has a step of its own.
+    step, own = compilation.train_step, np.float32(np.random.default_rng().random())
 
-    def entries() -> list[Path]:
-        return sorted(compile_cache.folder().glob(f"*{compile_cache.WHOLE}"))
+    def with_own_number(*arguments, **named):
+        state, metrics = step(*arguments, **named)
+        return state, metrics | {"own": jnp.full((), own)}
 
-    return entries
+    monkeypatch.setattr(compilation, "train_step", with_own_number)
+    return lambda: sorted(compile_cache.folder().glob(f"*{compile_cache.WHOLE}"))
 
 
 def run_as_later_process(config, workdir, until):
@@ -275,20 +281,82 @@ def test_a_later_process_with_another_rate_does_not_trace_the_step(small_config,
     assert whole == run
 
 
-def test_another_network_batch_device_or_version_is_another_entry(small_config, tmp_path, traces, whole_programs, monkeypatch):
-    config = edited(small_config, train={"sample_every": 1000}, parallel={"devices": 1})
-    others = [{"generator": {"width": 6}}, {"train": {"batch": 2}}, {"parallel": {"devices": 2}}]
-    for number, one in enumerate([config, *(edited(config, **other) for other in others)], 1):
-        assert run_as_later_process(one, tmp_path / f"run{number}", 1) == 0
-        assert (len(traces), len(whole_programs())) == (number, number)
-    monkeypatch.setattr(kept_programs, "CODE", "another")
-    assert run_as_later_process(config, tmp_path / "version", 1) == 0
-    assert len(whole_programs()) == len(others) + 2
+def test_after_an_edit_that_leaves_the_step_as_it_was_it_is_not_compiled(
+    small_config, tmp_path, traces, whole_programs, monkeypatch
+):
+    config = edited(small_config, train={"sample_every": 1000})
+    assert run_as_later_process(config, tmp_path / "run", 1) == 0
+    monkeypatch.setattr(kept_programs, "CODE", "edited")
+    compiled = []
+    monkeypatch.setattr(kept_programs.Kept, "compile", lambda self, lowered: compiled.append(1))
+    for until, traced in ((2, [1, 1]), (3, [1, 1])):
+        assert run_as_later_process(config, tmp_path / "run", until) == 0
+        assert (traces, compiled, len(whole_programs())) == (traced, [], 1)
+
+
+def test_what_jaxs_cache_had_is_not_kept(small_config, tmp_path, traces, whole_programs):
+    """XLA cannot copy a program that it has read: the copy would fail at its first step."""
+    config = edited(small_config, train={"sample_every": 1000}, generator={"width": 5})
+    for until in (1, 2, 3):
+        assert run_as_later_process(config, tmp_path / "run", until) == 0
+        assert len(whole_programs()) == (until == 1)
+        for entry in whole_programs():
+            entry.unlink()
+    assert traces == [1, 1, 1]
+
+
+def test_a_run_begins_to_read_its_step_before_it_makes_networks(small_config, tmp_path, traces, whole_programs, monkeypatch):
+    reads, read = [], kept_programs._read
+    monkeypatch.setattr(kept_programs, "_read", lambda *a: reads.append(a) or read(*a))
+    config = edited(small_config, train={"sample_every": 1000})
+    kept_step.read_ahead(config)  # nothing is kept yet
+    assert run_as_later_process(config, tmp_path / "run", 1) == 0
+    assert (reads, traces) == ([], [1])
+    kept_step.read_ahead(config)
+    assert run_as_later_process(config, tmp_path / "run", 2) == 0
+    assert (len(reads), traces, kept_programs._begun) == (1, [1], {})
+    kept_step.read_ahead(edited(config, parallel={"coordinator": "10.0.0.1:1234", "processes": 2, "process": 1}))
+    kept_step.read_ahead(edited(config, parallel={"devices": 1000}))  # the run refuses it
+    assert len(reads) == 1
+
+
+def test_reading_a_step_ahead_imports_neither_networks_nor_data():
+    text = "import sys; from autoretouch_jax.training import kept_step; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"flax", "optax", "grain", "orbax", "scipy"} & {*modules}
+
+
+def test_other_data_is_the_same_step_and_another_network_batch_device_or_vgg_is_not(small_config, tmp_path, whole_programs):
+    def name(config, count=1):
+        return kept_step.kept(config, devices.make_mesh(ParallelConfig(devices=count), count)).pointer
+
+    first = name(small_config)
+    assert first
+    assert name(edited(small_config, data={"source": "/elsewhere", "target": "/there"}, train={"log_every": 7})) == first
+    others = [{"generator": {"width": 6}}, {"train": {"batch": 2}}, {"data": {"crop": 128}}]
+    names = [first, name(small_config, 2), *(name(edited(small_config, **other)) for other in others)]
+    vgg = tmp_path / "vgg.npz"
+    config = edited(small_config, loss={"perceptual_weight": 1.0, "vgg_weights": str(vgg)})
+    names.append(name(config))
+    for content in (b"a", b"other"):
+        vgg.write_bytes(content)
+        names.append(name(config))
+    assert len({*names}) == len(names)
+
+
+def test_a_step_of_another_signature_is_not_used(small_config, tmp_path, traces, whole_programs, monkeypatch):
+    """The name of the config stands for networks that were made by hand, too."""
+    config = edited(small_config, train={"sample_every": 1000})
+    assert run_as_later_process(config, tmp_path / "run", 1) == 0
+    init = kept_programs.Kept.__init__
+    monkeypatch.setattr(kept_programs.Kept, "__init__", lambda self, text, used, signature="": init(self, text, used, "other"))
+    assert run_as_later_process(config, tmp_path / "run", 2) == 0
+    assert traces == [1, 1]
 
 
 def test_our_code_and_the_environment_decide_the_entry(whole_programs, tmp_path, monkeypatch):
     def name():
-        return kept_programs.path("a step", jax.devices())
+        return kept_programs.Kept("a step", jax.devices()).pointer
 
     names = {name()}
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
@@ -340,10 +408,13 @@ def name_of_a_step() -> str:
     networks, frozen = make_networks(config)
     _, step = compilation.compiled_step(config, networks, devices.make_mesh(config.parallel, config.train.batch))
     step._begin = lambda *_: None
-    step.lower = lambda *_: types.SimpleNamespace(compile=None)
+    step.lower = lambda *_: types.SimpleNamespace(in_tree="", out_tree="", as_text=lambda: "")
     step.compile_ahead({}, frozen)
-    assert step.program.kept
-    return step.program.kept.name
+    kept = step.program.kept
+    assert kept
+    assert kept.pointer
+    assert kept.entry
+    return f"{kept.pointer.name} {kept.entry.name}"
 
 
 def test_what_the_compiled_step_refuses_is_compiled_anew(small_config, traces):
@@ -356,18 +427,26 @@ def test_what_the_compiled_step_refuses_is_compiled_anew(small_config, traces):
     assert np.isfinite(metrics["loss/generator"])
 
 
-def test_a_kept_step_that_fails_is_not_read_again(tmp_path):
-    kept = tmp_path / "step.whole"
-    kept.write_bytes(b"")
+@pytest.mark.parametrize("when", ["at once", "while it runs"])
+def test_a_kept_step_that_fails_is_not_read_again(when):
+    error, forgotten = jax.errors.JaxRuntimeError("INTERNAL"), threading.Event()
+
+    class Metric:
+        def block_until_ready(self):
+            raise error
 
     def fails(*_):
-        raise jax.errors.JaxRuntimeError("INTERNAL")
+        if when == "at once":
+            raise error
+        return None, {"loss": Metric()}
 
     mesh = devices.make_mesh(ParallelConfig(devices=1), 1)
-    step = compilation.Step(compilation._Program("broken", mesh, None, None, None, fails, kept), {})
-    with pytest.raises(jax.errors.JaxRuntimeError):
+    kept = types.SimpleNamespace(forget=forgotten.set)
+    step = compilation.Step(compilation._Program("broken", mesh, None, None, None, fails, kept), {}, None)
+    step._begin(lambda: fails)
+    with pytest.raises(jax.errors.JaxRuntimeError) if when == "at once" else contextlib.nullcontext():
         step(None, {}, None)
-    assert not kept.exists()
+    assert forgotten.wait(10)
 
 
 @pytest.mark.parametrize("fault", ["cut short", "another program's", "unwritable"])
@@ -421,7 +500,7 @@ def test_what_fails_while_compiling_ahead_fails_in_the_step():
             self.compile()
 
     mesh = devices.make_mesh(ParallelConfig(devices=1), 1)
-    step = compilation.Step(compilation._Program("broken", mesh, None, None, Program()), {})
+    step = compilation.Step(compilation._Program("broken", mesh, None, None, Program()), {}, Config())
     step.compile_ahead({}, None)
     assert gc.isenabled()
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -511,6 +590,14 @@ def test_an_entry_that_is_cut_short_is_deleted_and_one_that_is_being_written_sta
     os.utime(whole, (time.time() - 500, time.time() - 500))
     compile_cache.tidy(tmp_path, 1e9)
     assert whole.exists()
+
+
+def test_a_name_without_its_program_is_deleted(tmp_path):
+    for name in ("kept", "lost"):
+        (tmp_path / f"{name}.name").write_text(f"{name}.whole")
+    (tmp_path / "kept.whole").write_bytes(b"")
+    compile_cache.tidy(tmp_path, 1e9)
+    assert [path.name for path in sorted(tmp_path.glob("*.name"))] == ["kept.name"]
 
 
 def test_the_command_keeps_programs_and_the_doctor_shows_where(cache):

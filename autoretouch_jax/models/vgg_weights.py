@@ -125,11 +125,10 @@ def _copy_path(network: str, layers: Sequence[str], weights: str) -> Path | None
     if weights == "download":
         file = Path(TORCHVISION[network][0]).stem  # it holds the digest
     else:
-        path = Path(weights).absolute()
-        if not path.is_file() or (status := path.stat()).st_size < SMALL:
+        path = Path(weights)
+        if not path.is_file() or path.stat().st_size < SMALL:
             return None
-        # A file that is replaced by another one has another size or time.
-        seen = hashlib.sha256(f"{path} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
+        seen = hashlib.sha256(storage.stamp(path).encode()).hexdigest()
         file = f"{network}-{path.stem}-{seen[:12]}"
     return storage.cache_folder() / "vgg" / f"{file}-{max(layers, key=names.index)}.safetensors"
 

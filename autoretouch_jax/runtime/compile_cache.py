@@ -23,7 +23,7 @@ LIMIT = 2e9  # bytes; a full-size step takes 1 to 30 MB
 SHORTEST = "0.05"  # seconds
 RECENT = 60.0  # seconds within which an entry may still be being written
 NO_SPACE = 1e9  # free bytes below which no cache is used: the space is left to checkpoints
-JAX_OWN, WHOLE = "-cache", ".whole"  # ends of the names of JAX's entries, and of those of `kept_programs.py`
+JAX_OWN, WHOLE, POINTER = "-cache", ".whole", ".name"  # ends of JAX's entries, and of those of `kept_programs.py`
 CHECKED = "checked"  # a file: entries older than it are whole
 
 
@@ -81,6 +81,9 @@ def tidy(home: Path, most: float) -> None:
             break
         path.unlink(missing_ok=True)
         total -= status.st_size
+    for pointer in home.rglob(f"*{POINTER}"):
+        if not pointer.with_name(pointer.read_text()).is_file():
+            pointer.unlink(missing_ok=True)
 
 
 def _is_cut(path: Path) -> bool:

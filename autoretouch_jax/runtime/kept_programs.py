@@ -1,32 +1,43 @@
 """Compiled programs, kept whole: a later start calls one without tracing it. JAX's own cache needs the traced program.
 
-A program's name is a digest of all that it depends on, so an entry never goes stale. Entries lie in the folder of
-`compile_cache.py`, and are tidied with JAX's own.
+A program is kept under a digest of all that it depends on, so it never goes stale. Traced, this is its text; a file named
+after the config and all of our code points to it. So after an edit that leaves the step as it was, it is traced once more, and
+not compiled. The files lie in the folder of `compile_cache.py`, and are tidied with JAX's own.
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import os
 import pickle
+import threading
+import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental.serialize_executable import deserialize_and_load, serialize
 
-from autoretouch_jax.runtime import compile_cache, processes
+from autoretouch_jax.runtime import compile_cache, processes, storage
 
+SHORTEST = 1.0  # seconds of tracing and compiling from which a program is kept
+HIT = "/jax/compilation_cache/cache_hits"  # what JAX reports when its cache had a program
 PACKAGE = Path(__file__).parent.parent
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 ENVIRONMENT = ("JAX_", "XLA_", "LIBTPU_", "TF_")  # beginnings of the names of variables that decide what XLA makes
+
+
+def _versions() -> str:
+    return repr([importlib.metadata.version(name) for name in LIBRARIES])
 
 
 def _digest_of_code() -> str:
     """A digest of this package and of the libraries. Empty where they cannot be read."""
     digest = hashlib.sha256()
     try:
-        digest.update(repr([importlib.metadata.version(name) for name in LIBRARIES]).encode())
+        digest.update(_versions().encode())
         for file in sorted(PACKAGE.rglob("*.py")):
             digest.update(file.read_bytes())
     except (OSError, importlib.metadata.PackageNotFoundError):
@@ -38,11 +49,137 @@ def _digest_of_code() -> str:
 CODE = _digest_of_code()
 
 
-def path(description: str, devices: list[jax.Device]) -> Path | None:
-    """Returns where a program is or would be kept, or None where none is kept.
+class Program:
+    """A compiled program that was kept. It takes and returns what it did, and raises TypeError for other arguments."""
 
-    `description` names all that the program depends on beside the devices, our code, the libraries and the environment.
-    """
+    def __init__(self, content: bytes, devices: list[jax.Device]) -> None:
+        """Raises errors of many kinds for content of another version."""
+        binary, counts, self._trees, self.signature = pickle.loads(content)
+        # The program is read with its leaves as arguments. Its trees have classes of ours, whose imports would hold it up.
+        takes, returns = jax.tree.structure(((0,) * counts[0], {})), jax.tree.structure((0,) * counts[1])
+        self._call = deserialize_and_load(binary, takes, returns, execution_devices=devices)
+
+    @functools.cached_property
+    def trees(self) -> tuple[Any, Any]:
+        """The structure of the arguments, and that of the results."""
+        return pickle.loads(self._trees)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Calls the program."""
+        leaves, structure = jax.tree.flatten((arguments, {}))
+        if structure != self.trees[0]:
+            raise TypeError("the kept program takes other arguments")
+        return jax.tree.unflatten(self.trees[1], self._call(*leaves))
+
+
+_begun: dict[Path | None, Future[Program | None]] = {}  # entries that are being read
+
+
+def _read(entry: Path | None, devices: list[jax.Device]) -> Program | None:
+    # A file of another version, or one cut short, raises errors of many kinds, and each of them costs a compilation only.
+    try:
+        return Program(compile_cache.read_entry(entry), devices) if entry else None
+    except Exception:
+        return None
+
+
+class Kept:
+    """A program among the kept ones, whether it is there or not. Where none can be kept, it never is."""
+
+    def __init__(self, description: str, devices: list[jax.Device], signature: str = "") -> None:
+        """`description` names all that it depends on beside the devices, our code, the libraries and the environment.
+
+        `signature` says what it takes and returns, and what else could make it another program.
+        """
+        self._devices, self._signature, self._since = devices, signature, time.monotonic()
+        self._place, self._made_here = _place(devices), False
+        # The file of this name holds only the name of the file with the program.
+        self.pointer = self._file(CODE + description, compile_cache.POINTER)
+        self.entry: Path | None = None
+
+    def is_there(self) -> bool:
+        """Whether it is kept."""
+        if self.entry is None and self.pointer:
+            with contextlib.suppress(OSError):
+                self.entry = self.pointer.with_name(self.pointer.read_text())
+        return self.entry is not None and self.entry.is_file()
+
+    def is_there_as(self, lowered: Any) -> bool:
+        """Whether it is kept by its text, now that it has been traced. It is soon found without tracing, too."""
+        if not self.pointer:
+            return False
+        text = [_versions(), self._signature, str(lowered.in_tree), str(lowered.out_tree), lowered.as_text()]
+        self.entry = self._file("".join(text), compile_cache.WHOLE)
+        if not self.is_there():
+            return False
+        self._point()
+        return True
+
+    def read_ahead(self) -> None:
+        """Begins to read it in a thread. `read` then waits for that."""
+        if self.entry:
+            future = _begun[self.entry] = Future[Program | None]()
+            threading.Thread(target=lambda: future.set_result(_read(self.entry, self._devices)), name="read").start()
+
+    def read(self) -> Program | None:
+        """Returns the program. None where it cannot be read, or has another signature; then it is kept no longer."""
+        future = _begun.pop(self.entry, None)
+        program = future.result() if future else _read(self.entry, self._devices)
+        if program is None or program.signature != self._signature or not self.entry:
+            self.forget()
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(self.entry)  # the least recently used ones are deleted first
+        return program
+
+    def compile(self, lowered: Any) -> Any:
+        """Compiles the traced program."""
+        events, own = [], threading.get_ident()
+
+        def note(event: str, **_: Any) -> None:
+            if threading.get_ident() == own:
+                events.append(event)
+
+        jax.monitoring.register_event_listener(note)
+        try:
+            program = lowered.compile()
+        finally:
+            jax.monitoring.unregister_event_listener(note)
+        # A copy of what JAX's cache had would lack the functions that XLA has compiled.
+        self._made_here = HIT not in events
+        return program
+
+    def write(self, program: Any) -> None:
+        """Keeps what `compile` has made, unless it or the disk does not allow it."""
+        if not self.entry or not self._made_here or time.monotonic() - self._since < SHORTEST:
+            return
+        # Not every backend can; and a full disk is for the run's checkpoints to report.
+        with contextlib.suppress(Exception):
+            binary, *trees = serialize(program)
+            counts = trees[0].num_leaves, trees[1].num_leaves
+            compile_cache.write_entry(self.entry, pickle.dumps((binary, counts, pickle.dumps(trees), self._signature)))
+            self._point()
+
+    def forget(self) -> None:
+        """Keeps it no longer."""
+        for file in (self.pointer, self.entry):
+            if file:
+                file.unlink(missing_ok=True)
+
+    def _point(self) -> None:
+        if self.pointer and self.entry:
+            with contextlib.suppress(OSError):
+                storage.write(self.pointer, self.entry.name)
+
+    def _file(self, description: str, end: str) -> Path | None:
+        if not self._place:
+            return None
+        folder, where = self._place
+        return folder / f"{hashlib.sha256(f'{where}{description}'.encode()).hexdigest()[:32]}{end}"
+
+
+def _place(devices: list[jax.Device]) -> tuple[Path, str] | None:
+    """Returns the folder of the entries, and what of this process all of its programs depend on. None where none is kept."""
     folder = compile_cache.folder()
     # Reading an entry can run code. So it must come from a folder that is this user's alone, and not from a shared one.
     if os.environ.get(compile_cache.FOLDER) != str(folder) or not jax.config.values["jax_enable_compilation_cache"]:
@@ -50,30 +187,6 @@ def path(description: str, devices: list[jax.Device]) -> Path | None:
     # Some of several processes might read their step while the others compile it, and wait for them.
     if processes.count() > 1 or not CODE:
         return None
-    digest = hashlib.sha256(f"{CODE}{description}".encode())
     kinds = [(device.id, device.platform, device.device_kind, device.client.platform_version) for device in devices]
-    digest.update(repr(kinds).encode())
-    digest.update(repr(sorted((k, v) for k, v in os.environ.items() if k.startswith(ENVIRONMENT))).encode())
-    digest.update(repr(sorted(jax.config.values.items())).encode())
-    return folder / f"{digest.hexdigest()[:32]}{compile_cache.WHOLE}"
-
-
-def read(kept: Path, devices: list[jax.Device]) -> Any:
-    """Returns the program, ready to be called, or None where it cannot be read; then the entry is deleted."""
-    # A file of another version, or one cut short, raises errors of many kinds, and each of them costs a compilation only.
-    try:
-        binary, arguments, results = pickle.loads(compile_cache.read_entry(kept))
-        program = deserialize_and_load(binary, arguments, results, execution_devices=devices)
-    except Exception:
-        kept.unlink(missing_ok=True)
-        return None
-    with contextlib.suppress(OSError):
-        os.utime(kept)  # the least recently used ones are deleted first
-    return program
-
-
-def write(kept: Path, program: Any) -> None:
-    """Keeps a compiled program, unless it or the disk does not allow it."""
-    # Not every backend can; and a full disk is for the run's checkpoints to report.
-    with contextlib.suppress(Exception):
-        compile_cache.write_entry(kept, pickle.dumps(serialize(program)))
+    variables = sorted((k, v) for k, v in os.environ.items() if k.startswith(ENVIRONMENT))
+    return folder, repr((kinds, variables, sorted(jax.config.values.items())))

@@ -57,6 +57,13 @@ def start(config: ParallelConfig) -> None:
         ) from error
 
 
+def alone(config: ParallelConfig) -> bool:
+    """Whether a run has one process. It can be asked before `start`. Raises Refused as that does."""
+    if coordination_client() is not None:
+        return count() == 1
+    return config.distributed == "off" or _initialize_arguments(config) is None
+
+
 def _explain_abort() -> None:
     """Adds a message and a status to an abort, which ends a process in C++.
 

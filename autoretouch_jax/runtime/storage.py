@@ -85,6 +85,12 @@ def write_output(path: Path, content: str) -> None:
     write(path, content)
 
 
+def stamp(path: Path) -> str:
+    """Returns a text that changes when another file takes this one's place. The file is not read."""
+    status = path.stat()
+    return f"{path.absolute()} {status.st_size} {status.st_mtime_ns}"
+
+
 def sha256(path: Path) -> str:
     """The file's SHA-256, in hexadecimal digits."""
     with path.open("rb") as file:

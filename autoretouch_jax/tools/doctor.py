@@ -136,7 +136,8 @@ def _compiled() -> Finding:
         return Finding("note", "compiled", f"every start compiles its programs: {hint}")
     if is_remote(home):
         return Finding("ok", "compiled", home)
-    sizes = [path.stat().st_size for path in Path(home).glob("*-cache")]
+    ends = (compile_cache.JAX_OWN, compile_cache.WHOLE)
+    sizes = [path.stat().st_size for path in Path(home).iterdir() if path.name.endswith(ends)]
     return Finding("ok", "compiled", f"{home}: {len(sizes)} programs, {sum(sizes) / 1e6:.0f} MB")
 
 

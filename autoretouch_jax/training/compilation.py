@@ -8,9 +8,7 @@ import dataclasses
 import functools
 import gc
 import threading
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,19 +18,19 @@ from jax.sharding import Mesh
 from autoretouch_jax.config import Config
 from autoretouch_jax.config.resume import to_json
 from autoretouch_jax.runtime import devices, kept_programs
+from autoretouch_jax.training import kept_step
 from autoretouch_jax.training.scalars import Scalars, scalars, with_scalars, without_scalars
 from autoretouch_jax.training.state import Networks, State, init_state, state_specs
 from autoretouch_jax.training.step import train_step
 
 KEPT = 4  # programs; a sweep may go back and forth between a few networks
-SHORTEST = 1.0  # seconds of tracing and compiling from which a program is kept for later processes
 
 
 class Step:
     """`step(state, batch, frozen) -> (state, metrics)`: a program with a run's scalars, compiled when it is first called."""
 
-    def __init__(self, program: "_Program", scalars: Scalars) -> None:
-        self.program, self._scalars = program, scalars
+    def __init__(self, program: "_Program", scalars: Scalars, config: Config) -> None:
+        self.program, self._scalars, self._config = program, scalars, config
         self._ready: threading.Event | None = None
 
     def __call__(self, state: State, batch: Any, frozen: Any) -> tuple[State, dict[str, jax.Array]]:
@@ -43,15 +41,29 @@ class Step:
         if compiled is None:
             return self.program.step(*arguments)
         try:
-            return compiled(*arguments)
+            results = compiled(*arguments)
         except (TypeError, ValueError):
             # Arguments of other shapes or places, which are refused before any buffer is given away.
             return self.program.step(*arguments)
         except jax.errors.JaxRuntimeError:
-            # If it is the kept program that is at fault, the next start must not read it again.
-            if self.program.kept:
-                self.program.kept.unlink(missing_ok=True)
+            self._forget()
             raise
+        if self._ready:
+            self._ready = None
+            threading.Thread(target=self._forget_if_it_fails, args=results[1:], name="first step").start()
+        return results
+
+    def _forget_if_it_fails(self, metrics: dict[str, jax.Array]) -> None:
+        """Waits for a step, whose errors are raised where its metrics are read."""
+        try:
+            jax.block_until_ready(metrics)
+        except jax.errors.JaxRuntimeError:
+            self._forget()
+
+    def _forget(self) -> None:
+        # If it is the kept program that is at fault, the next start must not read it again.
+        if self.program.kept:
+            self.program.kept.forget()
 
     def constants(self, frozen: Any) -> tuple[Any, Scalars]:
         """The program's third argument: what it reads and does not change."""
@@ -67,25 +79,22 @@ class Step:
         Meanwhile the caller can read its state. A step that must be traced has been traced when this returns, for tracing would
         hold Python's lock.
         """
-        program, used = self.program, list(self.program.mesh.devices.flat)
+        program = self.program
         if program.compiled:
             return
         shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (program.shapes, batch, self.constants(frozen)))
-        program.kept = kept = kept_programs.path(f"{program.name}{shapes}", used)
-        if kept and kept.is_file():
-            self._begin(lambda: kept_programs.read(kept, used), lambda _: None)
+        program.kept = kept = kept_step.kept(self._config, program.mesh, f"{program.name}{shapes}")
+        if kept.is_there():
+            self._begin(kept.read)
             return
-        started = time.monotonic()
         with _no_garbage_collection():
             lowered = self.lower(program.shapes, batch, frozen)
+        if kept.is_there_as(lowered):
+            self._begin(kept.read)
+        else:
+            self._begin(lambda: kept.compile(lowered), kept.write)
 
-        def keep(compiled: Any) -> None:
-            if kept and time.monotonic() - started > SHORTEST:
-                kept_programs.write(kept, compiled)
-
-        self._begin(lowered.compile, keep)
-
-    def _begin(self, make: Callable[[], Any], then: Callable[[Any], None]) -> None:
+    def _begin(self, make: Callable[[], Any], then: Callable[[Any], None] = lambda _: None) -> None:
         """Makes the compiled program in a thread, and does something with it while the first step runs."""
         self._ready = ready = threading.Event()
 
@@ -115,7 +124,7 @@ class _Key:
 def compiled_step(config: Config, networks: Networks, mesh: Mesh) -> tuple[State, Step]:
     """Returns the state's leaves as shapes with their shardings, and the step."""
     program = _program(_key(config, networks, mesh))
-    return program.shapes, Step(program, devices.replicate(scalars(config), mesh))
+    return program.shapes, Step(program, devices.replicate(scalars(config), mesh), config)
 
 
 def fresh_state(config: Config, networks: Networks, mesh: Mesh) -> State:
@@ -128,7 +137,7 @@ def lowered_step(config: Config, networks: Networks, frozen: Any, mesh: Mesh) ->
     program = _program(_key(config, networks, mesh))
     frozen, values = (_replicated(tree, mesh) for tree in (frozen, scalars(config)))
     batch = sharded_batch_shapes(config, mesh)
-    return Step(program, values).lower(program.shapes, batch, frozen)
+    return Step(program, values, config).lower(program.shapes, batch, frozen)
 
 
 def sharded_batch_shapes(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -157,7 +166,7 @@ class _Program:
     shapes: State
     step: Any  # step(state, batch, (frozen, scalars))
     compiled: Any = None  # the same for the shapes of a run's batches; None until it is compiled or read
-    kept: Path | None = None  # where it is kept for later processes
+    kept: kept_programs.Kept | None = None  # among the programs kept for later processes
 
 
 @functools.lru_cache(maxsize=KEPT)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from autoretouch_jax.config import Config
-from autoretouch_jax.config.loading import with_values
+from autoretouch_jax.config.loading import PATH_KEYS, flatten, with_values
 
 Scalars = dict[str, Any]  # key of the config → float32 or int32 scalar, or a tuple of them
 
@@ -43,6 +43,8 @@ UNLESS_OFF = (
     "optim.global_frozen_share",
     "optim.ema",
 )
+# Keys that no program reads: the same step serves other data.
+UNREAD = (*PATH_KEYS, "train.epochs", "train.checkpoint_every", "train.log_every", "train.sample_every", "train.trackers")
 
 
 def is_off(value: Any) -> bool:
@@ -56,7 +58,9 @@ def scalars(config: Config) -> Scalars:
 
 
 def without_scalars(config: Config) -> Config:
-    """Returns the config with every argument set to 1: configs that differ in nothing else have one program."""
+    """Returns the config with every argument set to 1, and without paths: configs that are equal then have one program."""
+    default, own = flatten(Config()), flatten(config)
+    config = with_values(config, {key: default[key] for key in UNREAD if key in default and key in own})
     # 1 and not 0, because 0 would switch things off.
     return with_values(config, {key: jax.tree.map(lambda x: type(x)(1), value) for key, value in _values(config).items()})
 
