@@ -14,6 +14,7 @@ from autoretouch_jax.data.folders import PairSource
 from autoretouch_jax.data.opening import open_source
 from autoretouch_jax.demo import faces
 from autoretouch_jax.errors import Refused
+from autoretouch_jax.runtime import cores
 
 
 def test_a_batch_is_a_function_of_seed_and_step(small_config):
@@ -120,3 +121,10 @@ def test_sizes_that_differ_are_named(pair_folders):
 def test_a_crop_larger_than_the_smallest_image_and_a_missing_folder_are_refused(small_config, change, named):
     with pytest.raises(Refused, match=named):
         open_source(dataclasses.replace(small_config.data, **change))
+
+
+def test_threads_are_one_for_each_core_unless_they_are_chosen(monkeypatch):
+    for number, expected in ((1, 1), (6, 6), (96, 16)):
+        monkeypatch.setattr(cores, "cores", lambda number=number: number)
+        assert cores.input_threads(0) == expected
+        assert cores.input_threads(3) == 3

@@ -344,6 +344,14 @@ def test_other_data_is_the_same_step_and_another_network_batch_device_or_vgg_is_
     assert len({*names}) == len(names)
 
 
+def test_a_name_file_that_holds_no_name_is_passed_over(whole_programs):
+    kept = kept_programs.Kept("a step", jax.devices())
+    for content in (b"", b"a/b", b"\xff", b"lost.whole"):
+        kept.pointer.write_bytes(content)
+        assert not kept.is_there()
+        kept.entry = None
+
+
 def test_a_step_of_another_signature_is_not_used(small_config, tmp_path, traces, whole_programs, monkeypatch):
     """The name of the config stands for networks that were made by hand, too."""
     config = edited(small_config, train={"sample_every": 1000})
@@ -593,8 +601,8 @@ def test_an_entry_that_is_cut_short_is_deleted_and_one_that_is_being_written_sta
 
 
 def test_a_name_without_its_program_is_deleted(tmp_path):
-    for name in ("kept", "lost"):
-        (tmp_path / f"{name}.name").write_text(f"{name}.whole")
+    for name, content in {"kept": "kept.whole", "lost": "lost.whole", "empty": "", "path": "a/b", "binary": "\x00"}.items():
+        (tmp_path / f"{name}.name").write_text(content)
     (tmp_path / "kept.whole").write_bytes(b"")
     compile_cache.tidy(tmp_path, 1e9)
     assert [path.name for path in sorted(tmp_path.glob("*.name"))] == ["kept.name"]

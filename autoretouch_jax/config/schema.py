@@ -327,8 +327,8 @@ class ParallelConfig:
     timeout: int = 300
     """Seconds after which a silent process counts as lost and the others stop."""
     # Grain's threads. More threads than cores slow the input down.
-    input_threads: int = 2
-    """Threads that decode and augment."""
+    input_threads: int = 0
+    """Threads that decode and augment. 0: one for each core, 16 at most."""
     prefetch: int = 16
     """Examples that each thread prepares in advance."""
 

@@ -11,13 +11,13 @@ from autoretouch_jax.errors import Refused
 AT_LEAST_ONE = (
     "generator.width", "generator.widest", "generator.levels", "generator.downs", "discriminator.width", "discriminator.layers",
     "discriminator.scales", "train.batch", "train.checkpoint_every", "train.log_every", "train.sample_every",
-    "parallel.input_threads", "parallel.prefetch", "parallel.accumulate", "parallel.timeout", "loss.perceptual_downsample",
+    "parallel.prefetch", "parallel.accumulate", "parallel.timeout", "loss.perceptual_downsample",
     "loss.r1_every", "data.validation.every", "data.validation.images", "guard.patience",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "generator.blocks", "generator.global_blocks", "generator.local_blocks", "generator.dead_zone", "discriminator.widest",
     "optim.warmup_steps", "optim.clip_norm", "parallel.devices", "parallel.processes", "parallel.process",
-    "train.seed", "train.steps", "train.epochs",
+    "train.seed", "train.steps", "train.epochs", "parallel.input_threads",
     "data.resize", "data.colour", "loss.edit_weight_steps", "loss.pixel_weight", "loss.adversarial_weight",
     "data.face_size", "data.light", "loss.r1_weight",
     "data.validation.patience", "guard.spike", "guard.diverged", "guard.rollbacks",

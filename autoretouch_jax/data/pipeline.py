@@ -16,6 +16,7 @@ from autoretouch_jax.data.augment import augment, augment_negative
 from autoretouch_jax.data.negatives import Negatives
 from autoretouch_jax.data.sources import Images, Source
 from autoretouch_jax.errors import BadInput, summarise
+from autoretouch_jax.runtime.cores import input_threads
 
 BAD_SHARE = 0.001  # share of the examples that may be unreadable before a run stops; one always may
 
@@ -96,6 +97,6 @@ def batches(
     # The batch of step k is `total` batches of this size, from number k · total on. Each process takes one of them.
     own = examples.batch(size, drop_remainder=True)[first_step * share.total + share.number :: share.total]
     ahead = max(1, config.parallel.prefetch // size)
-    threads = config.parallel.input_threads
+    threads = input_threads(config.parallel.input_threads)
     # Threads, not processes: decoding and NumPy release the GIL, and examples need not be copied between processes.
     return iter(own.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads * ahead)))

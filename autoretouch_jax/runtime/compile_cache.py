@@ -82,8 +82,10 @@ def tidy(home: Path, most: float) -> None:
         path.unlink(missing_ok=True)
         total -= status.st_size
     for pointer in home.rglob(f"*{POINTER}"):
-        if not pointer.with_name(pointer.read_text()).is_file():
-            pointer.unlink(missing_ok=True)
+        with contextlib.suppress(ValueError):  # what it holds is no name
+            if pointer.with_name(pointer.read_text()).is_file():
+                continue
+        pointer.unlink(missing_ok=True)
 
 
 def _is_cut(path: Path) -> bool:

@@ -89,7 +89,7 @@ class Kept:
     def __init__(self, description: str, devices: list[jax.Device], signature: str = "") -> None:
         """`description` names all that it depends on beside the devices, our code, the libraries and the environment.
 
-        `signature` says what it takes and returns, and what else could make it another program.
+        `signature` says what it takes and returns, and what neither the description nor the traced program says.
         """
         self._devices, self._signature, self._since = devices, signature, time.monotonic()
         self._place, self._made_here = _place(devices), False
@@ -100,7 +100,7 @@ class Kept:
     def is_there(self) -> bool:
         """Whether it is kept."""
         if self.entry is None and self.pointer:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):  # ValueError: what it holds is no name
                 self.entry = self.pointer.with_name(self.pointer.read_text())
         return self.entry is not None and self.entry.is_file()
 

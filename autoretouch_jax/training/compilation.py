@@ -83,7 +83,8 @@ class Step:
         if program.compiled:
             return
         shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (program.shapes, batch, self.constants(frozen)))
-        program.kept = kept = kept_step.kept(self._config, program.mesh, f"{program.name}{shapes}")
+        signature = f"{program.name}{shapes}{devices.CPU_OPTIONS}"  # a program's text does not have its options
+        program.kept = kept = kept_step.kept(self._config, program.mesh, signature)
         if kept.is_there():
             self._begin(kept.read)
             return
