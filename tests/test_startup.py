@@ -26,7 +26,7 @@ from autoretouch_jax.config import Config, ParallelConfig, PatchGAN, Retouch
 from autoretouch_jax.config.loading import with_values
 from autoretouch_jax.data.folders import PairSource
 from autoretouch_jax.demo import demo
-from autoretouch_jax.runtime import compile_cache, devices, kept_programs
+from autoretouch_jax.runtime import compile_cache, devices, kept_programs, processes
 from autoretouch_jax.sweeps import sweep
 from autoretouch_jax.tools import doctor
 from autoretouch_jax.training import compilation, kept_step, loop
@@ -294,6 +294,14 @@ def test_after_an_edit_that_leaves_the_step_as_it_was_it_is_not_compiled(
         assert (traces, compiled, len(whole_programs())) == (traced, [], 1)
 
 
+def test_a_key_that_leaves_the_step_as_it_was_is_no_other_entry(small_config, tmp_path, traces, whole_programs):
+    assert run_as_later_process(small_config, tmp_path / "run", 1) == 0
+    for flip in (False, True):
+        config = edited(small_config, data={"flip": flip})
+        assert run_as_later_process(config, tmp_path / f"flip{flip}", 1) == 0
+    assert (len(traces), len(whole_programs())) == (2, 1)
+
+
 def test_what_jaxs_cache_had_is_not_kept(small_config, tmp_path, traces, whole_programs):
     """XLA cannot copy a program that it has read: the copy would fail at its first step."""
     config = edited(small_config, train={"sample_every": 1000}, generator={"width": 5})
@@ -315,9 +323,41 @@ def test_a_run_begins_to_read_its_step_before_it_makes_networks(small_config, tm
     kept_step.read_ahead(config)
     assert run_as_later_process(config, tmp_path / "run", 2) == 0
     assert (len(reads), traces, kept_programs._begun) == (1, [1], {})
-    kept_step.read_ahead(edited(config, parallel={"coordinator": "10.0.0.1:1234", "processes": 2, "process": 1}))
     kept_step.read_ahead(edited(config, parallel={"devices": 1000}))  # the run refuses it
+    kept_step.read_ahead(edited(config, train={"batch": 0}))  # so it does this
+    monkeypatch.setattr(processes, "alone", lambda _: False)
+    kept_step.read_ahead(config)
     assert len(reads) == 1
+
+
+def test_a_device_that_cannot_be_started_ends_the_run(small_config, monkeypatch):
+    """JAX says so once. Asked again, it would go on with CPUs."""
+
+    def fails():
+        raise RuntimeError("Unable to initialize backend 'cuda'")
+
+    monkeypatch.setattr(jax, "devices", fails)
+    with pytest.raises(RuntimeError, match="cuda"):
+        kept_step.read_ahead(small_config)
+
+
+@pytest.mark.parametrize(
+    ("config", "variables", "alone"),
+    [
+        ({}, {}, True),
+        ({"distributed": "on"}, {}, False),
+        ({"coordinator": "10.0.0.1:1234", "processes": 2}, {}, False),
+        ({}, {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0", "JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234"}, False),
+        ({"distributed": "off"}, {"SLURM_STEP_NUM_TASKS": "4"}, True),
+        ({}, {"SLURM_STEP_NUM_TASKS": "4"}, False),
+        ({}, {"SLURM_STEP_NUM_TASKS": "1"}, True),
+        ({}, {"TPU_WORKER_HOSTNAMES": "a,b"}, False),
+    ],
+)
+def test_whether_a_run_has_one_process_is_known_before_it_starts(config, variables, alone, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert processes.alone(ParallelConfig(**config)) is alone
 
 
 def test_reading_a_step_ahead_imports_neither_networks_nor_data():
@@ -433,6 +473,18 @@ def test_what_the_compiled_step_refuses_is_compiled_anew(small_config, traces):
     _, metrics = trainer.step(trainer.init(), trainer.put(other), trainer.frozen)
     assert traces == [1, 1]
     assert np.isfinite(metrics["loss/generator"])
+
+
+def test_a_step_whose_classes_have_moved_is_compiled(small_config, tmp_path, traces, whole_programs, monkeypatch):
+    config = edited(small_config, train={"sample_every": 1000})
+    assert run_as_later_process(config, tmp_path / "run", 1) == 0
+
+    def moved(self):
+        raise ModuleNotFoundError("No module named 'autoretouch_jax.training.state'")
+
+    monkeypatch.setattr(kept_programs.Program, "trees", property(moved))
+    assert run_as_later_process(config, tmp_path / "run", 2) == 0
+    assert (traces, whole_programs()) == ([1, 1], [])
 
 
 @pytest.mark.parametrize("when", ["at once", "while it runs"])

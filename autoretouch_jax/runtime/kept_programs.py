@@ -2,7 +2,8 @@
 
 A program is kept under a digest of all that it depends on, so it never goes stale. Traced, this is its text; a file named
 after the config and all of our code points to it. So after an edit that leaves the step as it was, it is traced once more, and
-not compiled. The files lie in the folder of `compile_cache.py`, and are tidied with JAX's own.
+not compiled. What JAX's cache has already is left to it. The files lie in the folder of `compile_cache.py`, and are tidied with
+JAX's own.
 """
 
 import contextlib
@@ -23,7 +24,8 @@ from jax.experimental.serialize_executable import deserialize_and_load, serializ
 from autoretouch_jax.runtime import compile_cache, processes, storage
 
 SHORTEST = 1.0  # seconds of tracing and compiling from which a program is kept
-HIT = "/jax/compilation_cache/cache_hits"  # what JAX reports when its cache had a program
+# What JAX reports when it looks for a program in its cache, and when it is there.
+ASKED, HIT = "/jax/compilation_cache/compile_requests_use_cache", "/jax/compilation_cache/cache_hits"
 PACKAGE = Path(__file__).parent.parent
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 ENVIRONMENT = ("JAX_", "XLA_", "LIBTPU_", "TF_")  # beginnings of the names of variables that decide what XLA makes
@@ -102,7 +104,10 @@ class Kept:
         if self.entry is None and self.pointer:
             with contextlib.suppress(OSError, ValueError):  # ValueError: what it holds is no name
                 self.entry = self.pointer.with_name(self.pointer.read_text())
-        return self.entry is not None and self.entry.is_file()
+        try:
+            return self.entry is not None and self.entry.is_file()
+        except OSError:
+            return False
 
     def is_there_as(self, lowered: Any) -> bool:
         """Whether it is kept by its text, now that it has been traced. It is soon found without tracing, too."""
@@ -118,19 +123,22 @@ class Kept:
     def read_ahead(self) -> None:
         """Begins to read it in a thread. `read` then waits for that."""
         if self.entry:
-            future = _begun[self.entry] = Future[Program | None]()
+            future = Future[Program | None]()
             threading.Thread(target=lambda: future.set_result(_read(self.entry, self._devices)), name="read").start()
+            _begun[self.entry] = future
 
     def read(self) -> Program | None:
         """Returns the program. None where it cannot be read, or has another signature; then it is kept no longer."""
         future = _begun.pop(self.entry, None)
         program = future.result() if future else _read(self.entry, self._devices)
-        if program is None or program.signature != self._signature or not self.entry:
-            self.forget()
-            return None
-        with contextlib.suppress(OSError):
-            os.utime(self.entry)  # the least recently used ones are deleted first
-        return program
+        # A class in its trees may have moved to another module since.
+        with contextlib.suppress(Exception):
+            if self.entry and program and program.signature == self._signature and program.trees:
+                with contextlib.suppress(OSError):
+                    os.utime(self.entry)  # the least recently used ones are deleted first
+                return program
+        self.forget()
+        return None
 
     def compile(self, lowered: Any) -> Any:
         """Compiles the traced program."""
@@ -146,7 +154,7 @@ class Kept:
         finally:
             jax.monitoring.unregister_event_listener(note)
         # A copy of what JAX's cache had would lack the functions that XLA has compiled.
-        self._made_here = HIT not in events
+        self._made_here = ASKED in events and HIT not in events
         return program
 
     def write(self, program: Any) -> None:
@@ -163,8 +171,9 @@ class Kept:
     def forget(self) -> None:
         """Keeps it no longer."""
         for file in (self.pointer, self.entry):
-            if file:
-                file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                if file:
+                    file.unlink(missing_ok=True)
 
     def _point(self) -> None:
         if self.pointer and self.entry:

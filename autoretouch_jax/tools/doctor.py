@@ -137,7 +137,7 @@ def _compiled() -> Finding:
     if is_remote(home):
         return Finding("ok", "compiled", home)
     ends = (compile_cache.JAX_OWN, compile_cache.WHOLE)
-    sizes = [path.stat().st_size for path in Path(home).iterdir() if path.name.endswith(ends)]
+    sizes = [path.stat().st_size for path in Path(home).glob("*") if path.name.endswith(ends)]
     return Finding("ok", "compiled", f"{home}: {len(sizes)} programs, {sum(sizes) / 1e6:.0f} MB")
 
 

@@ -83,7 +83,7 @@ class Step:
         if program.compiled:
             return
         shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (program.shapes, batch, self.constants(frozen)))
-        signature = f"{program.name}{shapes}{devices.CPU_OPTIONS}"  # a program's text does not have its options
+        signature = f"{program.networks}{shapes}{devices.CPU_OPTIONS}"  # a program's text does not have its options
         program.kept = kept = kept_step.kept(self._config, program.mesh, signature)
         if kept.is_there():
             self._begin(kept.read)
@@ -161,7 +161,7 @@ def _key(config: Config, networks: Networks, mesh: Mesh) -> _Key:
 
 @dataclasses.dataclass
 class _Program:
-    name: str  # what decides it, as text
+    networks: str  # as text
     mesh: Mesh
     init: Callable[[np.ndarray], State]  # from the seed
     shapes: State
@@ -185,7 +185,7 @@ def _program(key: _Key) -> _Program:
     state = init.eval_shape(jax.ShapeDtypeStruct((), np.int32))
     specs = state_specs(state, mesh.size if config.parallel.optimizer_state == "sharded" else 1)
     shapes = devices.abstract(state, devices.shardings(specs, mesh))
-    return _Program(key.text, mesh, init, shapes, devices.wrap_step(step, mesh, config.parallel.mode, specs))
+    return _Program(str(networks), mesh, init, shapes, devices.wrap_step(step, mesh, config.parallel.mode, specs))
 
 
 @contextlib.contextmanager

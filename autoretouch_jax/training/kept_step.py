@@ -6,12 +6,15 @@ This file imports neither networks nor data, so that reading can begin a second 
 import contextlib
 from pathlib import Path
 
+import jax
 from jax.sharding import Mesh
 
 from autoretouch_jax.config import Config
 from autoretouch_jax.config.loading import resolve
 from autoretouch_jax.config.resume import to_json
 from autoretouch_jax.config.schema import LossConfig
+from autoretouch_jax.config.validation import validate
+from autoretouch_jax.errors import Refused
 from autoretouch_jax.runtime import devices, kept_programs, processes, storage
 from autoretouch_jax.runtime.memory import keep_freed_memory
 from autoretouch_jax.training.scalars import without_scalars
@@ -24,11 +27,18 @@ def kept(config: Config, mesh: Mesh, signature: str = "") -> kept_programs.Kept:
 
 
 def read_ahead(config: Config) -> None:
-    """Begins to read a run's step in the background, where it is kept and the run has one process. It raises nothing."""
-    # What is wrong with the config or the devices is told by the run.
+    """Begins to read a run's step in the background, where it is kept and the run has one process.
+
+    Raises what JAX raises where a device cannot be started. Everything else is left to the run to say.
+    """
+    alone = False
+    with contextlib.suppress(Refused):
+        validate(config)  # for a run that will be refused, reading would only put off its end
+        alone = processes.alone(config.parallel)
+    if not alone:
+        return
+    jax.devices()  # asked a second time after an error, JAX would go on with CPUs
     with contextlib.suppress(Exception):
-        if not processes.alone(config.parallel):
-            return
         step = kept(resolve(config), devices.make_mesh(config.parallel, config.train.batch))
         if step.is_there():
             keep_freed_memory()
