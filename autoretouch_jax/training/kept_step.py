@@ -6,7 +6,6 @@ This file imports neither networks nor data, so that reading can begin a second 
 import contextlib
 from pathlib import Path
 
-import jax
 from jax.sharding import Mesh
 
 from autoretouch_jax.config import Config
@@ -31,15 +30,16 @@ def read_ahead(config: Config) -> None:
 
     Raises what JAX raises where a device cannot be started. Everything else is left to the run to say.
     """
-    alone = False
+    mesh = None
     with contextlib.suppress(Refused):
         validate(config)  # for a run that will be refused, reading would only put off its end
-        alone = processes.alone(config.parallel)
-    if not alone:
+        if processes.alone(config.parallel):
+            # Asked a second time after an error, JAX would go on with CPUs.
+            mesh = devices.make_mesh(config.parallel, config.train.batch)
+    if mesh is None:
         return
-    jax.devices()  # asked a second time after an error, JAX would go on with CPUs
     with contextlib.suppress(Exception):
-        step = kept(resolve(config), devices.make_mesh(config.parallel, config.train.batch))
+        step = kept(resolve(config), mesh)
         if step.is_there():
             keep_freed_memory()
             step.read_ahead()
