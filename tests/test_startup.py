@@ -302,15 +302,33 @@ def test_a_key_that_leaves_the_step_as_it_was_is_no_other_entry(small_config, tm
     assert (len(traces), len(whole_programs())) == (2, 1)
 
 
-def test_what_jaxs_cache_had_is_not_kept(small_config, tmp_path, traces, whole_programs):
+def test_what_jaxs_cache_has_is_not_kept_but_compiled_at_the_next_start(small_config, tmp_path, traces, whole_programs):
     """XLA cannot copy a program that it has read: the copy would fail at its first step."""
+    own = [compile_cache.folder() / f"jit_{name}-0-cache" for name in ("step", "init")]
     config = edited(small_config, train={"sample_every": 1000}, generator={"width": 5})
-    for until in (1, 2, 3):
+    for until in (1, 2):
+        for path in own:
+            path.write_bytes(b"")
+            os.utime(path, (0, 0))
         assert run_as_later_process(config, tmp_path / "run", until) == 0
-        assert len(whole_programs()) == (until == 1)
+        # Its entry is deleted where it is at fault, and the others stay.
+        assert (len(whole_programs()), own[0].exists(), own[1].exists()) == (
+            (1, True, True) if until == 1 else (0, False, True)
+        )
         for entry in whole_programs():
             entry.unlink()
-    assert traces == [1, 1, 1]
+    assert traces == [1, 1]
+
+
+def test_a_step_is_not_kept_twice(small_config, tmp_path, whole_programs, monkeypatch):
+    before = compile_cache.folder() / "jit_step-0-cache"
+    before.write_bytes(b"")
+    os.utime(before, (0, 0))
+    new = compile_cache.folder() / "jit_step-1-cache"
+    compile_ = kept_programs.Kept.compile
+    monkeypatch.setattr(kept_programs.Kept, "compile", lambda *a: (compile_(*a), new.write_bytes(b""))[0])
+    assert run_as_later_process(small_config, tmp_path / "run", 1) == 0
+    assert (len(whole_programs()), before.exists(), new.exists()) == (1, True, False)
 
 
 def test_a_run_begins_to_read_its_step_before_it_makes_networks(small_config, tmp_path, traces, whole_programs, monkeypatch):

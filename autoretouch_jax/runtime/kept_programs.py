@@ -2,8 +2,8 @@
 
 A program is kept under a digest of all that it depends on, so it never goes stale. Traced, this is its text; a file named
 after the config and all of our code points to it. So after an edit that leaves the step as it was, it is traced once more, and
-not compiled. What JAX's cache has already is left to it. The files lie in the folder of `compile_cache.py`, and are tidied with
-JAX's own.
+not compiled. JAX's own cache does not keep such a program too: XLA could not copy what that has. The files lie in the folder of
+`compile_cache.py`, and are tidied with JAX's own.
 """
 
 import contextlib
@@ -93,8 +93,8 @@ class Kept:
 
         `signature` says what it takes and returns, and what neither the description nor the traced program says.
         """
-        self._devices, self._signature, self._since = devices, signature, time.monotonic()
-        self._place, self._made_here = _place(devices), False
+        self._devices, self._signature, self._began = devices, signature, time.time()
+        self._place, self._made_here, self._jax_name = _place(devices), False, ""
         # The file of this name holds only the name of the file with the program.
         self.pointer = self._file(CODE + description, compile_cache.POINTER)
         self.entry: Path | None = None
@@ -113,8 +113,10 @@ class Kept:
         """Whether it is kept by its text, now that it has been traced. It is soon found without tracing, too."""
         if not self.pointer:
             return False
-        text = [_versions(), self._signature, str(lowered.in_tree), str(lowered.out_tree), lowered.as_text()]
-        self.entry = self._file("".join(text), compile_cache.WHOLE)
+        text = lowered.as_text()
+        self._jax_name = text.split(maxsplit=2)[1].removeprefix("@")  # it begins: module @jit_step
+        trees = f"{lowered.in_tree}{lowered.out_tree}"
+        self.entry = self._file(f"{_versions()}{self._signature}{trees}{text}", compile_cache.WHOLE)
         if not self.is_there():
             return False
         self._point()
@@ -153,13 +155,15 @@ class Kept:
             program = lowered.compile()
         finally:
             jax.monitoring.unregister_event_listener(note)
-        # A copy of what JAX's cache had would lack the functions that XLA has compiled.
         self._made_here = ASKED in events and HIT not in events
+        if HIT in events:
+            # A copy would lack the functions that XLA has compiled. So the next start compiles it, and it is kept.
+            self._delete_jaxs(0.0)
         return program
 
     def write(self, program: Any) -> None:
         """Keeps what `compile` has made, unless it or the disk does not allow it."""
-        if not self.entry or not self._made_here or time.monotonic() - self._since < SHORTEST:
+        if not self.entry or not self._made_here or time.time() - self._began < SHORTEST:
             return
         # Not every backend can; and a full disk is for the run's checkpoints to report.
         with contextlib.suppress(Exception):
@@ -167,6 +171,7 @@ class Kept:
             counts = trees[0].num_leaves, trees[1].num_leaves
             compile_cache.write_entry(self.entry, pickle.dumps((binary, counts, pickle.dumps(trees), self._signature)))
             self._point()
+            self._delete_jaxs(self._began)
 
     def forget(self) -> None:
         """Keeps it no longer."""
@@ -174,6 +179,14 @@ class Kept:
             with contextlib.suppress(OSError):
                 if file:
                     file.unlink(missing_ok=True)
+
+    def _delete_jaxs(self, since: float) -> None:
+        """Deletes what JAX's cache has kept of programs of this name since a time."""
+        if self._place and self._jax_name:
+            for path in self._place[0].glob(f"{self._jax_name}-*{compile_cache.JAX_OWN}"):
+                with contextlib.suppress(OSError):
+                    if path.stat().st_mtime >= since:
+                        path.unlink()
 
     def _point(self) -> None:
         if self.pointer and self.entry:
