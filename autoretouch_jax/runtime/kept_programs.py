@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import os
 import pickle
+import re
 import threading
 import time
 from concurrent.futures import Future
@@ -114,7 +115,8 @@ class Kept:
         if not self.pointer:
             return False
         text = lowered.as_text()
-        self._jax_name = text.split(maxsplit=2)[1].removeprefix("@")  # it begins: module @jit_step
+        name = re.match(r"module @(\w+)", text)
+        self._jax_name = name[1] if name else ""
         trees = f"{lowered.in_tree}{lowered.out_tree}"
         self.entry = self._file(f"{_versions()}{self._signature}{trees}{text}", compile_cache.WHOLE)
         if not self.is_there():
