@@ -58,7 +58,9 @@ def _results(pairs: Mapping[str, Pair], workers: int) -> Iterator[tuple[str, Pac
                 while waiting and len(running) < AHEAD * workers:
                     running[pool.submit(check, *waiting[0])] = waiting[0]
                     waiting.popleft()
-                for future in concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED).done:
+                done = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED).done
+                # Results first, so that a failure does not lose what was ready with it.
+                for future in sorted(done, key=lambda future: future.exception() is not None):
                     result = future.result()
                     yield running.pop(future)[0], result
         except BrokenExecutor:
