@@ -231,7 +231,7 @@ def test_flags_named_in_a_page_exist():
     for name in (ROOT / "configs").glob("*.py"):
         known |= {f"--{key.replace('_', '-')}" for key in loading.flatten(loading.load(name))}
     known |= {f"--{field.name.replace('_', '-')}" for kind in ARGUMENTS.values() for field in dataclasses.fields(kind)}
-    known |= {"--help", "--version", "--build-arg", "--logdir", "--data-binary"}
+    known |= {"--help", "--version", "--build-arg", "--shm-size", "--logdir", "--data-binary"}
     for page in [*PAGES, *OTHER_PAGES]:
         if page == "docs/extending.md":  # its example adds a flag
             continue

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from autoretouch_jax import cli
-from autoretouch_jax.tools import doctor
+from autoretouch_jax.tools import bench, doctor
 
 
 def lines(capsys) -> dict[str, list[tuple[str, str]]]:
@@ -41,8 +41,9 @@ def test_a_check_that_fails_is_a_finding_and_the_others_still_run(tmp_path, monk
 
 
 @pytest.mark.parametrize("seconds", ["0.05"])
-def test_the_data_benchmark_measures_the_crops_that_fit(pair_folders, tmp_path, capsys, seconds):
+def test_the_data_benchmark_measures_the_crops_that_fit(pair_folders, tmp_path, capsys, monkeypatch, seconds):
     """The pairs are 96² pixels: no crop of 256 fits, the whole image does."""
+    monkeypatch.setattr(bench, "cores", lambda: 2)
     folders = ["--source", str(pair_folders[0]), "--target", str(pair_folders[1])]
     assert cli.main(["bench", "data", *folders, "--seconds", seconds, "--json", str(tmp_path / "b.json")]) == 0
     result = json.loads((tmp_path / "b.json").read_text())
@@ -50,7 +51,8 @@ def test_the_data_benchmark_measures_the_crops_that_fit(pair_folders, tmp_path, 
     row = result["pairs_per_s_per_core"][0]
     assert row["ratio"] == pytest.approx(row["records"] / row["png"])
     assert result["sizes"] == ["96x96"]
-    assert set(result["pipeline_pairs_per_s_by_threads"]) == {"1", "2", "4"}
+    assert set(result["pipeline_pairs_per_s_by_threads"]) == {"1", "2"}
+    assert set(result["pipeline_pairs_per_s_by_processes"]) == {"2"}
     assert "whole" in capsys.readouterr().out
 
 

@@ -14,8 +14,8 @@ from autoretouch_jax.data.held_out import open_validation
 from autoretouch_jax.errors import Refused
 from autoretouch_jax.evaluation import evaluate as evaluation
 from autoretouch_jax.models.folder import load_model
-from autoretouch_jax.runtime import processes
-from autoretouch_jax.training import loop, publish
+from autoretouch_jax.runtime import cores, processes
+from autoretouch_jax.training import loop, publish, verdicts
 from autoretouch_jax.training.journal import Journal
 from autoretouch_jax.training.log import Window
 from autoretouch_jax.training.verdicts import judge
@@ -278,6 +278,22 @@ def test_what_is_wrong_is_said_with_its_remedy(changes, words, remedy):
     assert verdict.level in ("warning", "note")
     assert words in verdict.text
     assert remedy in verdict.text
+
+
+@pytest.mark.parametrize(
+    ("number", "parallel", "advice"),
+    [
+        (2, {}, "data prepare`."),
+        (8, {}, "--parallel.input-processes 8."),
+        (64, {}, "--parallel.input-processes 16."),
+        (8, {"input_processes": 8}, "data prepare`."),
+        (64, {"input_processes": 16}, "--parallel.input-threads above 16."),
+    ],
+)
+def test_input_that_is_too_slow_gets_more_workers_where_there_are_cores(monkeypatch, number, parallel, advice):
+    for module in (cores, verdicts):
+        monkeypatch.setattr(module, "cores", lambda: number)
+    assert judge(lines(input_wait_share=0.5), [], edited(Config(), parallel=parallel))[0].text.endswith(advice)
 
 
 def test_skips_and_validations_have_their_say():

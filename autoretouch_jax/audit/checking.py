@@ -8,12 +8,10 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import multiprocessing
-import os
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from autoretouch_jax.audit.inputs import Pair
 from autoretouch_jax.audit.journal import Section
 from autoretouch_jax.errors import first_line
 from autoretouch_jax.runtime.cores import cores
+from autoretouch_jax.runtime.worker import end_with_parent
 
 FEWEST_FOR_PROCESSES = 64  # number of pairs from which worker processes are worth their start
 AHEAD = 2  # pairs given to the pool for each worker, so that none waits
@@ -126,14 +125,7 @@ def _start(shares: _Shares) -> None:
 
 def _start_process(shares: _Shares) -> None:
     _start(shares)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    # The workers of a killed audit would otherwise wait for ever for the next pair.
-    if parent := multiprocessing.parent_process():
-        connection.wait([parent.sentinel])
-        os._exit(1)
+    end_with_parent()
 
 
 def check(name: str, pair: Pair) -> Packed:

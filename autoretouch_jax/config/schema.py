@@ -329,6 +329,9 @@ class ParallelConfig:
     # Grain's threads. More threads than cores slow the input down.
     input_threads: int = 0
     """Threads that decode and augment. 0: one for each core, 16 at most."""
+    input_processes: int = 0
+    """Processes that share these threads out, where Python's lock holds up threads of one process. 0: none. Each takes about
+    230 MB, and its batches need room in /dev/shm."""
     prefetch: int = 16
     """Examples that each thread prepares in advance."""
 

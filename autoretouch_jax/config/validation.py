@@ -17,7 +17,7 @@ AT_LEAST_ONE = (
 NOT_NEGATIVE = (
     "generator.blocks", "generator.global_blocks", "generator.local_blocks", "generator.dead_zone", "discriminator.widest",
     "optim.warmup_steps", "optim.clip_norm", "parallel.devices", "parallel.processes", "parallel.process",
-    "train.seed", "train.steps", "train.epochs", "parallel.input_threads",
+    "train.seed", "train.steps", "train.epochs", "parallel.input_threads", "parallel.input_processes",
     "data.resize", "data.colour", "loss.edit_weight_steps", "loss.pixel_weight", "loss.adversarial_weight",
     "data.face_size", "data.light", "loss.r1_weight",
     "data.validation.patience", "guard.spike", "guard.diverged", "guard.rollbacks",

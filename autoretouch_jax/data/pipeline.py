@@ -1,24 +1,27 @@
-"""The Grain graph: a number → an example's crop → a batch, made ahead by threads. The only importer of Grain.
+"""The Grain graph: a number → an example's crop → a batch, made ahead by threads or processes. The only importer of Grain.
 
 The batch of step k is a function of (seed, k) alone, however many processes share it. So a checkpoint needs no position of the
 data but the step itself.
 """
 
-import threading
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import grain
 import numpy as np
+from absl import flags
 
-from autoretouch_jax.config import Config, DataConfig
+from autoretouch_jax.config import Config, DataConfig, ParallelConfig
 from autoretouch_jax.data.augment import augment, augment_negative
 from autoretouch_jax.data.negatives import Negatives
 from autoretouch_jax.data.sources import Images, Source
 from autoretouch_jax.errors import BadInput, summarise
+from autoretouch_jax.runtime import memory, worker
 from autoretouch_jax.runtime.cores import input_threads
 
 BAD_SHARE = 0.001  # share of the examples that may be unreadable before a run stops; one always may
+DEAD_WORKER = "Worker process was terminated unexpectedly"  # in Grain's message
 
 
 class Share(NamedTuple):
@@ -28,49 +31,65 @@ class Share(NamedTuple):
     total: int = 1
 
 
+Found = tuple[tuple[str, str], ...]  # the examples that a crop or batch is without: their names, and why
+
+
 class Faults:
     """The examples that could not be read, by name. The first one above the limit raises BadInput, which lists them."""
 
     def __init__(self, config: DataConfig, examples: int) -> None:
-        self.limit = 0 if config.on_bad == "fail" else max(1, int(BAD_SHARE * examples))
+        self.limit = _limit(config, examples)
         self.messages: dict[str, str] = {}
         self._reported = 0
-        self._lock = threading.Lock()  # Grain's threads note faults while the loop reads them
 
-    def note(self, name: str, error: BadInput) -> None:
-        """Notes an example that cannot be read. Raises BadInput when there are more of them than the limit."""
-        with self._lock:
-            self.messages.setdefault(name, str(error))
-            if len(self.messages) > self.limit:
-                faults = summarise(list(self.messages.values()))
-                raise BadInput(f"{len(self.messages)} example(s) could not be read: {faults}") from error
+    def note(self, found: Found) -> None:
+        """Notes examples that cannot be read. Raises BadInput when there are more of them than the limit."""
+        for name, message in found:
+            self.messages.setdefault(name, message)
+        if len(self.messages) > self.limit:
+            raise _too_many(self.messages.values())
 
     def new_messages(self) -> list[str]:
         """Returns the messages that were noted since the last call."""
-        with self._lock:
-            new = list(self.messages.values())[self._reported :]
-            self._reported = len(self.messages)
+        new = list(self.messages.values())[self._reported :]
+        self._reported = len(self.messages)
         return new
 
 
+def _limit(config: DataConfig, examples: int) -> int:
+    return 0 if config.on_bad == "fail" else max(1, int(BAD_SHARE * examples))
+
+
+def _too_many(messages: Iterable[str]) -> BadInput:
+    listed = list(messages)
+    return BadInput(f"{len(listed)} example(s) could not be read: {summarise(listed)}")
+
+
 class Crops(grain.transforms.RandomMap):
-    """The number of an example → one training crop of it, see `augment`. An unreadable example is replaced by the next one."""
+    """The number of an example → one training crop of it, see `augment`, and what could not be read for it.
 
-    def __init__(self, source: Source, config: DataConfig, faults: Faults, negatives: Negatives | None) -> None:
-        self.source, self.config, self.faults, self.negatives = source, config, faults, negatives
+    An unreadable example is replaced by the next one.
+    """
 
-    def random_map(self, element: int, rng: np.random.Generator) -> Images:
+    def __init__(self, source: Source, config: DataConfig, negatives: Negatives | None) -> None:
+        self.source, self.config, self.negatives = source, config, negatives
+
+    def random_map(self, element: int, rng: np.random.Generator) -> tuple[Images, Found]:
         """Returns a crop. All of its randomness comes from the generator passed in."""
+        found: list[tuple[str, str]] = []
         if self.negatives and rng.random() < self.config.negative_share:
-            return augment_negative(self.negatives.draw(rng, self.faults.note), self.config, rng)
+            crop = self.negatives.draw(rng, lambda name, error: found.append((name, str(error))))
+            return augment_negative(crop, self.config, rng), tuple(found)
         # An unreadable example is replaced by the next one, so that the batch stays a function of seed and step.
         for number in range(element, element + len(self.source)):
             index = number % len(self.source)
             try:
-                return augment(self.source[index], self.config, rng)
+                return augment(self.source[index], self.config, rng), tuple(found)
             except BadInput as error:
-                self.faults.note(self.source.names[index], error)
-        raise BadInput("no example can be read")
+                found.append((self.source.names[index], str(error)))
+                if len(found) > _limit(self.config, len(self.source)):
+                    break
+        raise _too_many(message for _, message in found)
 
 
 def batches(
@@ -86,17 +105,60 @@ def batches(
 
     Each process gets n = `train.batch` / total examples of every batch. The shares of all processes, one after another, are the
     batch that a single process would have got. Another `seed_offset` gives other crops and blemishes of the same images.
-    A share `data.negative_share` of the crops comes from `negatives`, if there are any.
+    A share `data.negative_share` of the crops comes from `negatives`, if there are any. What cannot be read is noted in
+    `faults` when its batch is taken.
     """
-    crop = Crops(source, config.data, faults or Faults(config.data, len(source)), negatives)
+    crop = Crops(source, config.data, negatives)
     # Shuffled anew in every epoch, and repeated without end.
     examples = grain.MapDataset.range(len(source)).seed(config.train.seed + seed_offset).shuffle().repeat().random_map(crop)
     if config.train.batch % share.total:
         raise ValueError(f"a batch of {config.train.batch} cannot be shared by {share.total} processes")
     size = config.train.batch // share.total
     # The batch of step k is `total` batches of this size, from number k · total on. Each process takes one of them.
-    own = examples.batch(size, drop_remainder=True)[first_step * share.total + share.number :: share.total]
-    ahead = max(1, config.parallel.prefetch // size)
-    threads = input_threads(config.parallel.input_threads)
-    # Threads, not processes: decoding and NumPy release the GIL, and examples need not be copied between processes.
-    return iter(own.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads * ahead)))
+    own = examples.batch(size, drop_remainder=True, batch_fn=_batch)[first_step * share.total + share.number :: share.total]
+    shared = config.parallel.input_processes > 0
+    return _noting(_ahead(own, size, config.parallel), faults or Faults(config.data, len(source)), shared)
+
+
+def _batch(crops: Sequence[tuple[Images, Found]]) -> tuple[Images, Found]:
+    images = {name: np.stack([crop[name] for crop, _ in crops]) for name in crops[0][0]}
+    return images, tuple(one for _, found in crops for one in found)
+
+
+def _ahead(batches: grain.MapDataset, size: int, config: ParallelConfig) -> grain.DatasetIterator:
+    """Makes batches of this size ahead, in threads, and these in processes of their own where the config wants any."""
+    ahead = max(1, config.prefetch // size)
+    threads = max(1, input_threads(config.input_threads) // max(1, config.input_processes))
+    # Decoding and NumPy release Python's lock for most of their time, so that threads are enough for a few cores. Batches of
+    # processes come through shared memory.
+    made = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads * ahead))
+    if config.input_processes:
+        # Grain reads flags of Abseil's before it starts a process, and fails where no program has parsed them.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        options = grain.multiprocessing.MultiprocessingOptions(config.input_processes, per_worker_buffer_size=ahead)
+        made = made.mp_prefetch(options, _start_worker)
+    return iter(made)
+
+
+def _start_worker(_number: int, total: int) -> None:
+    worker.start(total)
+    memory.keep_freed_memory()
+
+
+def _noting(batches: grain.DatasetIterator, faults: Faults, shared: bool) -> Iterator[Images]:
+    """Yields the images of batches, and notes what was not read for them. `shared`: they lie in shared memory."""
+    with contextlib.closing(batches):
+        while True:
+            try:
+                images, found = next(batches)
+            except RuntimeError as error:
+                if DEAD_WORKER not in str(error):
+                    raise
+                raise BadInput(
+                    "a process that makes batches has died: out of memory, no room in /dev/shm, or a fault of a decoder. The "
+                    "same command goes on from here; with a lower --parallel.input-processes it takes less memory"
+                ) from error
+            faults.note(found)
+            # Copied, so that the shared memory of a process is free again at once.
+            yield {name: np.array(image) if shared else image for name, image in images.items()}

@@ -17,7 +17,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from autoretouch_jax.config.paths import is_remote
 from autoretouch_jax.errors import Refused
-from autoretouch_jax.runtime import cache
+from autoretouch_jax.runtime import cache, worker
 
 READER_OPTIONS = "readahead_buffer_size:0"  # reads are random, so the records that follow are seldom needed
 MOST_OPEN = 512  # a reader of a full shard takes about 0.2 MB
@@ -41,12 +41,9 @@ class Shards:
     def __init__(self, root: Any, shards: Sequence[dict[str, Any]]) -> None:
         """`shards` are the index's: a file name each, and `bytes` and `sha256`, which only an object store needs."""
         self.root, self.shards = root, shards
-        self._most_open = most_open()
-        self._most_bytes = 0.0
+        self._open_nothing()
         if is_remote(root):
             limit, size = cache.limit(), sum(shard["bytes"] for shard in shards)
-            # Copies that are read cannot make room for others, so they may take only a part of the cache.
-            self._most_bytes = limit / CACHE_SHARE
             if size > limit:
                 print(
                     f"{root}: {size / 1e9:.1f} GB of records, of which {cache.folder()} may hold {limit / 1e9:.1f} GB: shards "
@@ -54,8 +51,21 @@ class Shards:
                     f"{cache.VARIABLE}",
                     file=sys.stderr,
                 )
+
+    def _open_nothing(self) -> None:
+        self._most_open = most_open()
+        # Copies that are read cannot make room for others, so they may take only a part of the cache.
+        self._most_bytes = cache.limit() / CACHE_SHARE / worker.siblings() if is_remote(self.root) else 0.0
         self._open: OrderedDict[int, _Open] = OrderedDict()  # the least recently used first
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "shards": self.shards}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A worker process opens shards of its own.
+        self.root, self.shards = state["root"], state["shards"]
+        self._open_nothing()
 
     def read(self, number: int, records: Sequence[int]) -> list[bytes]:
         """Returns records of a shard.

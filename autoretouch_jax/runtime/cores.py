@@ -2,7 +2,7 @@
 
 import os
 
-MOST_INPUT_THREADS = 16  # they share Python's lock: by the speeds of one and two, so many are four times as fast as one
+MOST_INPUT_THREADS = 16  # they share Python's lock: by the speeds of one and two, so many are at best four times as fast as one
 
 
 def cores() -> int:

@@ -5,7 +5,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from autoretouch_jax.data.records import RecordSource
 from autoretouch_jax.demo import faces
 from autoretouch_jax.errors import EXIT_DONE
 from autoretouch_jax.runtime import storage
+from autoretouch_jax.runtime.cores import cores
 from autoretouch_jax.runtime.memory import keep_freed_memory
 from autoretouch_jax.runtime.tables import text_table
 
@@ -81,17 +82,19 @@ def _measure(png: tuple[Path, Path], records: Path, seconds: float) -> dict:
                 speeds[name].append(_speed(read, crop, seconds / ROUNDS))
         medians = {name: statistics.median(values) for name, values in speeds.items()}
         rows.append({"crop": crop, **medians, "ratio": medians["records"] / medians["png"]})
-    pipelines = {}
     keep_freed_memory()  # as training does
-    for threads in (1, 2, 4):
-        pipelines[str(threads)] = _pipeline_speed(records, min(256, smallest // 16 * 16), threads, seconds)
+    counts = [2**power for power in range(cores().bit_length())]
+    crop = min(256, smallest // 16 * 16)
+    threads = {str(count): _pipeline_speed(records, crop, seconds, count, 0) for count in counts}
+    processes = {str(count): _pipeline_speed(records, crop, seconds, count, count) for count in counts[1:]}
     before = sum(path.stat().st_size for path in files.sources + files.targets)
     after = sum(path.stat().st_size for path in records.iterdir())
     return {
         "pairs": len(files.names),
         "sizes": sorted({f"{width}x{height}" for height, width in files.sizes}),
         "pairs_per_s_per_core": rows,
-        "pipeline_pairs_per_s_by_threads": pipelines,
+        "pipeline_pairs_per_s_by_threads": threads,
+        "pipeline_pairs_per_s_by_processes": processes,
         "bytes": {"png": before, "records": after, "ratio": after / before},
     }
 
@@ -132,13 +135,12 @@ def _speed(read: Reader, crop: int | None, seconds: float) -> float:
     return count / elapsed
 
 
-def _pipeline_speed(records: Path, crop: int, threads: int, seconds: float) -> float:
+def _pipeline_speed(records: Path, crop: int, seconds: float, threads: int, processes: int) -> float:
     """Returns pairs per second of the training pipeline: crops around edits, flips, batches of 8."""
-    config = Config(
-        data=DataConfig(records=str(records), crop=crop, edit_crops=0.7), parallel=ParallelConfig(input_threads=threads)
-    )
-    stream: Iterator = pipeline.batches(RecordSource(records), config, 0)
-    for _ in range(4 * threads):
+    workers = ParallelConfig(input_threads=threads, input_processes=processes)
+    config = Config(data=DataConfig(records=str(records), crop=crop, edit_crops=0.7), parallel=workers)
+    stream = pipeline.batches(RecordSource(records), config, 0)
+    for _ in range(8 * threads):
         next(stream)
     count, started = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds:
@@ -155,6 +157,8 @@ def _table(result: dict) -> str:
     sizes = result["bytes"]
     rows.append(["MB", f"{sizes['png'] / 1e6:.1f}", f"{sizes['records'] / 1e6:.1f}", f"{sizes['ratio']:.2f}x"])
     lines.append(text_table(["", "PNG, Pillow", "records", "ratio"], rows))
-    speeds = ", ".join(f"{threads}: {speed:.0f}" for threads, speed in result["pipeline_pairs_per_s_by_threads"].items())
-    lines.append(f"training pipeline, crop 256 or less, edit crops 0.7, pairs per second by threads: {speeds}")
+    lines.append("training pipeline, crop 256 or less, edit crops 0.7, pairs per second")
+    for workers in ("threads", "processes"):
+        speeds = ", ".join(f"{count}: {speed:.0f}" for count, speed in result[f"pipeline_pairs_per_s_by_{workers}"].items())
+        lines.append(f"  by {workers}: {speeds or 'not measured with one core'}")
     return "\n".join(lines)

@@ -74,7 +74,10 @@ class Publisher:
 def sample_examples(trainer: Trainer, faults: pipeline.Faults) -> dict[str, np.ndarray]:
     """Returns a few training crops, the same for the whole life of the run, so that pictures can be compared."""
     collected: list[dict[str, np.ndarray]] = []
-    batches = pipeline.batches(trainer.source, trainer.config, 0, seed_offset=1, faults=faults, negatives=trainer.negatives)
+    # Processes would take longer to start than these few crops take.
+    parallel = dataclasses.replace(trainer.config.parallel, input_processes=0)
+    config = dataclasses.replace(trainer.config, parallel=parallel)
+    batches = pipeline.batches(trainer.source, config, 0, seed_offset=1, faults=faults, negatives=trainer.negatives)
     while sum(len(batch["source"]) for batch in collected) < SAMPLES:
         collected.append(next(batches))
     return {name: np.concatenate([batch[name] for batch in collected])[:SAMPLES] for name in collected[0]}

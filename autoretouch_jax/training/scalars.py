@@ -44,7 +44,17 @@ UNLESS_OFF = (
     "optim.ema",
 )
 # Keys that no program reads: the same step serves other data.
-UNREAD = (*PATH_KEYS, "train.epochs", "train.checkpoint_every", "train.log_every", "train.sample_every", "train.trackers")
+UNREAD = (
+    *PATH_KEYS,
+    "train.epochs",
+    "train.checkpoint_every",
+    "train.log_every",
+    "train.sample_every",
+    "train.trackers",
+    "parallel.input_threads",
+    "parallel.input_processes",
+    "parallel.prefetch",
+)
 
 
 def is_off(value: Any) -> bool:

@@ -159,6 +159,8 @@ def _starved(lines: Sequence[Line], _rows: Sequence[Line], config: Config) -> Ve
         return None
     threads = input_threads(config.parallel.input_threads)
     more = f", or raise --parallel.input-threads above {threads}" if threads < cores() else ""
+    if not config.parallel.input_processes and cores() > 2:
+        more = f", or make the batches in processes: --parallel.input-processes {min(threads, cores())}"
     return Verdict(
         "warning",
         f"The devices stand still for {wait:.0%} of the time, waiting for data: pack the pairs with "
