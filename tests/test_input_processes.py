@@ -18,7 +18,7 @@ from conftest import edited
 from autoretouch_jax import cli
 from autoretouch_jax.data import pipeline
 from autoretouch_jax.data.negatives import open_negatives
-from autoretouch_jax.data.opening import open_source
+from autoretouch_jax.data.opening import Weighted, open_source
 from autoretouch_jax.data.records import RecordSource
 from autoretouch_jax.errors import BadInput
 from autoretouch_jax.runtime import worker
@@ -61,19 +61,25 @@ def test_processes_make_the_batches_that_threads_make(small_config, records):
     assert {type(value) for batch in made for value in batch.values()} == {np.ndarray}
 
 
-@pytest.mark.parametrize("form", ["faces", "pairs", "records", "resized"])
-def test_every_source_can_be_sent_to_a_process(small_config, module_pairs, records, form):
+@pytest.mark.parametrize("form", ["faces", "pairs", "records", "resized", "weighted"])
+def test_every_source_can_be_pickled_and_leaves_its_memory_behind(small_config, module_pairs, records, form):
     pairs = {"root": None, "source": str(module_pairs[0]), "target": str(module_pairs[1])}
     data = {
         "faces": {"negative_share": 0.5, "negatives": str(module_pairs[1])},
         "pairs": pairs,
         "records": {"root": None, "records": str(records)},
         "resized": pairs | {"resize": 48, "extra_blemishes": 0.5, "negative_share": 0.3},
+        "weighted": pairs,
     }[form]
     config = edited(small_config, data=data)
     source, negatives = open_source(config.data), open_negatives(config.data)
+    if form == "weighted":
+        source = Weighted(source, {source.names[0]: 0.5}, 0)
+    before = len(cloudpickle.dumps((source, negatives)))
     expected = taken(pipeline.batches(source, config, 0, negatives=negatives), 2)
-    source, negatives = cloudpickle.loads(cloudpickle.dumps((source, negatives)))
+    sent = cloudpickle.dumps((source, negatives))
+    assert len(sent) == pytest.approx(before, abs=100), "decoded images are sent too"
+    source, negatives = cloudpickle.loads(sent)
     assert_equal(taken(pipeline.batches(source, config, 0, negatives=negatives), 2), expected)
 
 
@@ -101,13 +107,49 @@ def test_what_a_process_cannot_read_is_named_in_the_run(small_config, records):
         taken(pipeline.batches(source, edited(config, data={"on_bad": "fail"}), 0), 3)
 
 
+class Unsendable(Exception):
+    def __init__(self, first, second):
+        super().__init__(first)
+
+
+class Broken:
+    """A source whose reading raises what no process can send to another."""
+
+    names = ("one",)
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise Unsendable("what was wrong", index)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_error_that_cannot_be_sent_is_told_all_the_same(small_config, number):
+    config = edited(small_config, parallel={"input_processes": number, "input_threads": 1})
+    with pytest.raises(RuntimeError, match="Unsendable: what was wrong"):
+        taken(pipeline.batches(Broken(), config, 0), 1)
+
+
 # ---- the ends of a run ------------------------------------------------------------------------------------------------------
 
+
+PATIENCE = 120  # seconds; a busy machine takes many
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 RUN = """
 import pickle, sys
 from pathlib import Path
+from autoretouch_jax.data import pipeline
 from autoretouch_jax.training import loop
+
+init = pipeline.Crops.__init__
+
+def with_the_bytes_of_many_pairs(self, *arguments):
+    init(self, *arguments)
+    self.padding = bytes(1 << 20)  # more than a pipe holds
+
+pipeline.Crops.__init__ = with_the_bytes_of_many_pairs
 sys.exit(loop.run(pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2])))
 """
 
@@ -138,7 +180,7 @@ def run(started, tmp_path):
 
 
 def wait_until(reached):
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + PATIENCE
     while not reached():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -154,21 +196,28 @@ def workers_of(process):
 
 
 def nothing_is_left(process):
-    def is_alone():
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            return True
-        return False
-
-    wait_until(is_alone)
+    wait_until(lambda: not alive(process.pid))
 
 
+def alive(group):
+    """The processes of a group that have not ended. One that has may wait for its parent to notice."""
+    states = [file.read_text().rpartition(")")[2].split() for file in stat_files()]
+    return [state for state in states if int(state[2]) == group and state[0] not in "ZX"]
+
+
+def stat_files():
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            file.read_text()
+            yield file
+
+
+@linux
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_signal_to_all_processes_stops_the_run_after_a_step(run, tmp_path, sent, status):
     """As a terminal sends it, and a scheduler."""
     os.killpg(run.pid, sent)
-    assert run.wait() == status
+    assert run.wait(PATIENCE) == status
     log = (tmp_path / "log").read_text()
     assert "checkpoint written" in log
     assert "Traceback" not in log
@@ -176,21 +225,24 @@ def test_a_signal_to_all_processes_stops_the_run_after_a_step(run, tmp_path, sen
     nothing_is_left(run)
 
 
+@linux
 def test_a_signal_before_the_first_batch_stops_the_run_as_well(started):
     os.killpg(started.pid, signal.SIGINT)
-    assert started.wait() == 130
+    assert started.wait(PATIENCE) == 130
     nothing_is_left(started)
 
 
+@linux
 def test_no_process_outlives_a_run_that_is_killed(run):
     run.kill()
-    run.wait()
+    run.wait(PATIENCE)
     nothing_is_left(run)
 
 
+@linux
 def test_a_process_that_dies_ends_the_run_with_a_checkpoint(run, tmp_path):
     os.kill(workers_of(run)[0], signal.SIGKILL)
-    assert run.wait() == 1
+    assert run.wait(PATIENCE) == 1
     log = (tmp_path / "log").read_text()
     assert "checkpoint written: a process that makes batches has died" in log
     assert "--parallel.input-processes" in log

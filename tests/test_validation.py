@@ -286,6 +286,8 @@ def test_what_is_wrong_is_said_with_its_remedy(changes, words, remedy):
         (2, {}, "data prepare`."),
         (8, {}, "--parallel.input-processes 8."),
         (64, {}, "--parallel.input-processes 16."),
+        (8, {"input_threads": 1}, "--parallel.input-processes 8."),
+        (8, {"input_processes": 2}, "--parallel.input-processes 8."),
         (8, {"input_processes": 8}, "data prepare`."),
         (64, {"input_processes": 16}, "--parallel.input-threads above 16."),
     ],

@@ -330,8 +330,9 @@ class ParallelConfig:
     input_threads: int = 0
     """Threads that decode and augment. 0: one for each core, 16 at most."""
     input_processes: int = 0
-    """Processes that share these threads out, where Python's lock holds up threads of one process. 0: none. Each takes about
-    230 MB, and its batches need room in /dev/shm."""
+    """Processes that make batches, where Python's lock holds up threads of one process. 0: none. Each has its share of the
+    threads, rounded down, one at least. It takes about 230 MB beside the photographs that it keeps in memory, and its batches
+    need room in /dev/shm."""
     prefetch: int = 16
     """Examples that each thread prepares in advance."""
 

@@ -23,6 +23,7 @@ from autoretouch_jax.data.images import Header, read_header, read_rgb
 from autoretouch_jax.data.pairing import named_images
 from autoretouch_jax.data.sources import Decoded
 from autoretouch_jax.errors import BadInput, Refused, summarise
+from autoretouch_jax.runtime import worker
 
 CACHE_BYTES = 1 << 30  # decoded examples are kept until they take this much
 LARGEST_FACTOR = 4.0  # by which a photograph is enlarged to bring its face to a size
@@ -48,7 +49,7 @@ class PhotoSource:
         # Known from the headers, so that a crop that is too large is refused before anything is decoded.
         self.smallest = _smallest(self.targets, headers)
         self.sizes = _sizes(headers)
-        self._example = _cached(self._decode)
+        self._example = _Cached(self._decode)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -145,7 +146,7 @@ class PairSource:
         self.files, headers = checked_pairs(source, target, audit, edit_threshold)
         self.names, self.sizes = self.files.names, self.files.sizes
         self.smallest = _smallest(self.files.sources, headers)
-        self._example = _cached(self._decode)
+        self._example = _Cached(self._decode)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -240,20 +241,24 @@ def _smallest(paths: Sequence[Path], headers: Sequence[Header]) -> tuple[Path, i
     return path, header.width, header.height
 
 
-def _cached(read: Callable[[int], Decoded]) -> Callable[[int], Decoded]:
-    """Returns `read` with a memory: decoding whole photographs for every crop would take longer than training on the crops."""
-    kept: dict[int, Decoded] = {}
-    size = 0
+class _Cached:
+    """`read` with a memory: decoding whole photographs for every crop would take longer than training on the crops."""
 
-    def read_once(index: int) -> Decoded:
-        nonlocal size
-        if index in kept:
-            return kept[index]
-        example = read(index)
+    def __init__(self, read: Callable[[int], Decoded]) -> None:
+        self._read = read
+        self._kept: dict[int, Decoded] = {}
+        self._size = 0
+
+    def __call__(self, index: int) -> Decoded:
+        if index in self._kept:
+            return self._kept[index]
+        example = self._read(index)
         # Once it is full, the others are decoded each time. Threads may overshoot by an example each.
-        if size < CACHE_BYTES:
-            size += sum(image.nbytes for image in example.images.values())
-            kept[index] = example
+        if self._size < CACHE_BYTES / worker.siblings():
+            self._size += sum(image.nbytes for image in example.images.values())
+            self._kept[index] = example
         return example
 
-    return read_once
+    def __reduce__(self) -> tuple[type, tuple[Callable[[int], Decoded]]]:
+        # A worker process reads for itself. What is in memory here would be copied to each of them.
+        return _Cached, (self._read,)

@@ -4,7 +4,11 @@ The batch of step k is a function of (seed, k) alone, however many processes sha
 data but the step itself.
 """
 
-import contextlib
+import concurrent.futures
+import functools
+import itertools
+import pickle
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -76,6 +80,14 @@ class Crops(grain.transforms.RandomMap):
 
     def random_map(self, element: int, rng: np.random.Generator) -> tuple[Images, Found]:
         """Returns a crop. All of its randomness comes from the generator passed in."""
+        try:
+            return self._crop(element, rng)
+        except Exception as error:
+            if _can_be_sent(error):
+                raise
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+    def _crop(self, element: int, rng: np.random.Generator) -> tuple[Images, Found]:
         found: list[tuple[str, str]] = []
         if self.negatives and rng.random() < self.config.negative_share:
             crop = self.negatives.draw(rng, lambda name, error: found.append((name, str(error))))
@@ -90,6 +102,14 @@ class Crops(grain.transforms.RandomMap):
                 if len(found) > _limit(self.config, len(self.source)):
                     break
         raise _too_many(message for _, message in found)
+
+
+def _can_be_sent(error: Exception) -> bool:
+    """Whether an error comes through to another process. One that does not would leave that process waiting for ever."""
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:
+        return False
 
 
 def batches(
@@ -116,8 +136,10 @@ def batches(
     size = config.train.batch // share.total
     # The batch of step k is `total` batches of this size, from number k · total on. Each process takes one of them.
     own = examples.batch(size, drop_remainder=True, batch_fn=_batch)[first_step * share.total + share.number :: share.total]
-    shared = config.parallel.input_processes > 0
-    return _noting(_ahead(own, size, config.parallel), faults or Faults(config.data, len(source)), shared)
+    # The processes take turns, one batch each.
+    number = max(1, config.parallel.input_processes)
+    streams = [_ahead(own[first::number] if number > 1 else own, size, config.parallel) for first in range(number)]
+    return _noting(streams, faults or Faults(config.data, len(source)), shared=config.parallel.input_processes > 0)
 
 
 def _batch(crops: Sequence[tuple[Images, Found]]) -> tuple[Images, Found]:
@@ -126,7 +148,7 @@ def _batch(crops: Sequence[tuple[Images, Found]]) -> tuple[Images, Found]:
 
 
 def _ahead(batches: grain.MapDataset, size: int, config: ParallelConfig) -> grain.DatasetIterator:
-    """Makes batches of this size ahead, in threads, and these in processes of their own where the config wants any."""
+    """Makes batches of this size ahead, in threads, and these in a process of their own where the config wants any."""
     ahead = max(1, config.prefetch // size)
     threads = max(1, input_threads(config.input_threads) // max(1, config.input_processes))
     # Decoding and NumPy release Python's lock for most of their time, so that threads are enough for a few cores. Batches of
@@ -136,29 +158,48 @@ def _ahead(batches: grain.MapDataset, size: int, config: ParallelConfig) -> grai
         # Grain reads flags of Abseil's before it starts a process, and fails where no program has parsed them.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        options = grain.multiprocessing.MultiprocessingOptions(config.input_processes, per_worker_buffer_size=ahead)
-        made = made.mp_prefetch(options, _start_worker)
+        options = grain.multiprocessing.MultiprocessingOptions(1, per_worker_buffer_size=ahead)
+        made = made.mp_prefetch(options, functools.partial(_start_worker, config.input_processes))
     return iter(made)
 
 
-def _start_worker(_number: int, total: int) -> None:
+def _start_worker(total: int, *_grains: int) -> None:
     worker.start(total)
     memory.keep_freed_memory()
 
 
-def _noting(batches: grain.DatasetIterator, faults: Faults, shared: bool) -> Iterator[Images]:
-    """Yields the images of batches, and notes what was not read for them. `shared`: they lie in shared memory."""
-    with contextlib.closing(batches):
-        while True:
-            try:
-                images, found = next(batches)
-            except RuntimeError as error:
-                if DEAD_WORKER not in str(error):
-                    raise
-                raise BadInput(
-                    "a process that makes batches has died: out of memory, no room in /dev/shm, or a fault of a decoder. The "
-                    "same command goes on from here; with a lower --parallel.input-processes it takes less memory"
-                ) from error
-            faults.note(found)
-            # Copied, so that the shared memory of a process is free again at once.
-            yield {name: np.array(image) if shared else image for name, image in images.items()}
+def _noting(streams: Sequence[grain.DatasetIterator], faults: Faults, shared: bool) -> Iterator[Images]:
+    """Yields the images of batches from streams that take turns, and notes what was not read for them.
+
+    `shared`: their batches are made in processes, and lie in shared memory.
+    """
+    # All at once, because to start a process and to end it takes seconds.
+    with concurrent.futures.ThreadPoolExecutor(len(streams)) as together:
+        try:
+            if shared:
+                with worker.signals_held_back():
+                    waiting = deque(together.map(_next, streams))
+            else:
+                waiting = deque()
+            for stream in itertools.cycle(streams):
+                images, found = waiting.popleft() if waiting else _next(stream)
+                faults.note(found)
+                # Copied, so that the shared memory of a process is free again at once.
+                batch = {name: np.array(image) for name, image in images.items()} if shared else images
+                del images
+                yield batch
+                del batch
+        finally:
+            list(together.map(lambda stream: stream.close(), streams))
+
+
+def _next(stream: grain.DatasetIterator) -> tuple[Images, Found]:
+    try:
+        return next(stream)
+    except RuntimeError as error:
+        if DEAD_WORKER not in str(error):
+            raise
+        raise BadInput(
+            "a process that makes batches has died: out of memory, no room in /dev/shm (with Docker: --shm-size 4g), or a "
+            "fault of a decoder; with a lower --parallel.input-processes it takes less memory"
+        ) from error

@@ -45,7 +45,10 @@ class Example(Protocol):
 
 
 class Source(Protocol):
-    """Examples by number. Training accepts any object with these members."""
+    """Examples by number. Training accepts any object with these members.
+
+    Where processes make the batches, each gets a pickled copy of it.
+    """
 
     names: list[str]
     smallest: tuple[Path, int, int]  # the example with the shortest side, its width and height

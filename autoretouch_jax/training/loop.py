@@ -130,9 +130,7 @@ class Run:
                 except (BadInput, Refused) as error:
                     if processes.count() > 1:
                         raise  # the other processes are in the middle of a step that this one cannot make
-                    # A signal may have ended the processes that make batches before they could ignore it.
-                    failed = Ending(EXIT_FAILED, True, f"stopped at step {self.step}, checkpoint written: {error}")
-                    ending = self._is_over(self.stop.exit_code, until) or failed
+                    ending = Ending(EXIT_FAILED, True, f"stopped at step {self.step}, checkpoint written: {error}")
                     break
                 window.add_step(asked, time.perf_counter(), done)
 

@@ -11,7 +11,7 @@ import numpy as np
 from autoretouch_jax.config import Config
 from autoretouch_jax.evaluation.metrics import score
 from autoretouch_jax.evaluation.report import cell
-from autoretouch_jax.runtime.cores import cores, input_threads
+from autoretouch_jax.runtime.cores import MOST_INPUT_THREADS, cores, input_threads
 
 RECENT = 2000  # steps that a verdict looks back on
 # Nothing is said about the networks before this step, or this share of a shorter run: at first every one of them does nothing.
@@ -157,10 +157,10 @@ def _starved(lines: Sequence[Line], _rows: Sequence[Line], config: Config) -> Ve
     wait = _mean(lines, "input_wait_share")
     if wait is None or wait < 0.2:
         return None
-    threads = input_threads(config.parallel.input_threads)
+    most, threads = min(MOST_INPUT_THREADS, cores()), input_threads(config.parallel.input_threads)
     more = f", or raise --parallel.input-threads above {threads}" if threads < cores() else ""
-    if not config.parallel.input_processes and cores() > 2:
-        more = f", or make the batches in processes: --parallel.input-processes {min(threads, cores())}"
+    if config.parallel.input_processes < most and most > 2:
+        more = f", or make the batches in processes: --parallel.input-processes {most}"
     return Verdict(
         "warning",
         f"The devices stand still for {wait:.0%} of the time, waiting for data: pack the pairs with "
