@@ -57,7 +57,7 @@ def test_processes_make_the_batches_that_threads_make(small_config, records):
     expected = taken(pipeline.batches(source, config, 3, share=share), 5)
     made = taken(pipeline.batches(source, in_processes(config), 3, share=share), 5)
     assert_equal(made, expected)
-    # What lies in shared memory is given back when the next batch is made.
+    # Copies: an array of Grain's would keep its shared memory.
     assert {type(value) for batch in made for value in batch.values()} == {np.ndarray}
 
 
@@ -154,6 +154,17 @@ sys.exit(loop.run(pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2]
 """
 
 
+TAKE_ONE = """
+import pickle, sys
+from pathlib import Path
+from autoretouch_jax.data import pipeline
+from autoretouch_jax.data.opening import open_source
+config = pickle.loads(Path(sys.argv[1]).read_bytes())
+batches = pipeline.batches(open_source(config.data), config, 0)
+next(batches)
+"""
+
+
 @pytest.fixture
 def started(small_config, tmp_path):
     """A long run in a group of processes of its own, two of which make its batches. They have just been started."""
@@ -247,6 +258,14 @@ def test_a_process_that_dies_ends_the_run_with_a_checkpoint(run, tmp_path):
     assert "checkpoint written: a process that makes batches has died" in log
     assert "--parallel.input-processes" in log
     nothing_is_left(run)
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_program_that_ends_with_batches_left_says_nothing(small_config, tmp_path, number):
+    config = edited(small_config, parallel={"input_processes": number})
+    (tmp_path / "config.pickle").write_bytes(pickle.dumps(config))
+    ended = subprocess.run([sys.executable, "-c", TAKE_ONE, str(tmp_path / "config.pickle")], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_a_worker_knows_how_many_share_the_machine(monkeypatch):

@@ -391,6 +391,7 @@ def test_other_data_is_the_same_step_and_another_network_batch_device_or_vgg_is_
     first = name(small_config)
     assert first
     assert name(edited(small_config, data={"source": "/elsewhere", "target": "/there"}, train={"log_every": 7})) == first
+    assert name(edited(small_config, parallel={"input_threads": 3, "input_processes": 2, "prefetch": 5})) == first
     others = [{"generator": {"width": 6}}, {"train": {"batch": 2}}, {"data": {"crop": 128}}]
     names = [first, name(small_config, 2), *(name(edited(small_config, **other)) for other in others)]
     vgg = tmp_path / "vgg.npz"

@@ -6,8 +6,9 @@ data but the step itself.
 
 import concurrent.futures
 import functools
-import itertools
 import pickle
+import threading
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -139,7 +140,7 @@ def batches(
     # The processes take turns, one batch each.
     number = max(1, config.parallel.input_processes)
     streams = [_ahead(own[first::number] if number > 1 else own, size, config.parallel) for first in range(number)]
-    return _noting(streams, faults or Faults(config.data, len(source)), shared=config.parallel.input_processes > 0)
+    return _Batches(streams, faults or Faults(config.data, len(source)), config.parallel.input_processes)
 
 
 def _batch(crops: Sequence[tuple[Images, Found]]) -> tuple[Images, Found]:
@@ -168,34 +169,48 @@ def _start_worker(total: int, *_grains: int) -> None:
     memory.keep_freed_memory()
 
 
-def _noting(streams: Sequence[grain.DatasetIterator], faults: Faults, shared: bool) -> Iterator[Images]:
-    """Yields the images of batches from streams that take turns, and notes what was not read for them.
+class _Batches(Iterator[Images]):
+    """The images of batches from streams that take turns. What was not read for a batch is noted when it is taken.
 
-    `shared`: their batches are made in processes, and lie in shared memory.
+    The streams are closed with `close`, or when nothing refers to this object any more, or when the program ends.
     """
-    # All at once, because to start a process and to end it takes seconds.
-    with concurrent.futures.ThreadPoolExecutor(len(streams)) as together:
-        try:
-            if shared:
-                with worker.signals_held_back():
-                    waiting = deque(together.map(_next, streams))
-            else:
-                waiting = deque()
-            for stream in itertools.cycle(streams):
-                images, found = waiting.popleft() if waiting else _next(stream)
-                faults.note(found)
-                # Copied, so that the shared memory of a process is free again at once.
-                batch = {name: np.array(image) for name, image in images.items()} if shared else images
-                del images
-                yield batch
-                del batch
-        finally:
-            list(together.map(lambda stream: stream.close(), streams))
+
+    def __init__(self, streams: list[grain.DatasetIterator], faults: Faults, processes: int) -> None:
+        self._streams, self._faults, self._processes = streams, faults, processes
+        self._waiting: deque[tuple[Images, Found]] = deque()
+        self._turn = 0
+        self.close = weakref.finalize(self, _close, streams)
+
+    def __next__(self) -> Images:
+        if not self._streams:
+            raise StopIteration
+        if self._processes and not self._turn:
+            # All at once, because a process takes seconds to start.
+            with worker.signals_held_back(), concurrent.futures.ThreadPoolExecutor(len(self._streams)) as together:
+                self._waiting.extend(together.map(_next, self._streams))
+        stream = self._streams[self._turn % len(self._streams)]
+        images, found = self._waiting.popleft() if self._waiting else _next(stream)
+        self._turn += 1
+        self._faults.note(found)
+        return images
+
+
+def _close(streams: list[grain.DatasetIterator]) -> None:
+    # At the same time: each waits for the batch that its process is making.
+    threads = [threading.Thread(target=stream.close) for stream in streams]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # Let go while the program still has its modules, which Grain needs to clean up.
+    streams.clear()
 
 
 def _next(stream: grain.DatasetIterator) -> tuple[Images, Found]:
     try:
-        return next(stream)
+        images, found = next(stream)
+        # What lies in shared memory is copied, so that it is free again at once. Grain's arrays are of another class then.
+        return {name: image if type(image) is np.ndarray else np.array(image) for name, image in images.items()}, found
     except RuntimeError as error:
         if DEAD_WORKER not in str(error):
             raise
