@@ -158,7 +158,7 @@ def runs(options: argparse.Namespace) -> Iterator[tuple[Row, Config]]:
 
 def measured(name: Row, config: Config, out: Path) -> Row:
     """Trains a run, or goes on with it, and returns its values on the held-out pairs. A run that is done is only read."""
-    workdir = out / "runs" / f"{name['recipe']}-{name['labels']}-{name['seed']}"
+    workdir = out / "runs" / "-".join(str(part) for part in name.values())
     stored = workdir / "held_out.json"
     # Runs of other options are not taken for this one: training refuses their folders.
     name = name | {"steps": config.train.steps, "config": hashlib.sha256(repr(config).encode()).hexdigest()}
@@ -180,17 +180,17 @@ def measured(name: Row, config: Config, out: Path) -> Row:
 # ---- the answer -------------------------------------------------------------------------------------------------------------
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The runs as a Markdown table, below what doing nothing scores."""
-    lines = ["| recipe | labels | seed | edit recovered | outside error /255 | PSNR dB |", "|---|---|---|---|---|---|"]
+def table(rows: Sequence[Row], names: Sequence[str]) -> str:
+    """The runs as a Markdown table, below what doing nothing scores. `names` are the keys that tell the runs apart."""
+    lines = [f"| {' | '.join(names)} | edit recovered | outside error /255 | PSNR dB |", "|---" * (len(names) + 3) + "|"]
     identity = next((row["identity"]["psnr_rgb_u8"] for row in rows if "identity" in row), math.nan)
-    lines.append(f"| identity | | | 0 | 0 | {identity:.2f} |")
+    lines.append(f"| identity {'| ' * len(names)}0 | 0 | {identity:.2f} |")
     for row in rows:
         values = [
             f"{row.get(key) if row.get(key) is not None else math.nan:.3f}"
             for key in ("edit_recovered", "outside_error", "psnr_rgb_u8")
         ]
-        lines.append(f"| {row['recipe']} | {row['labels']} | {row['seed']} | {' | '.join(values)} |")
+        lines.append(f"| {' | '.join([*(str(row[key]) for key in names), *values])} |")
     return "\n".join(lines)
 
 
@@ -220,6 +220,12 @@ def verdict(rows: Sequence[Row]) -> str:
     return f"{word}: ours keeps {noisy / clean:.1%} of it, and is asked to keep {SHARE_TO_KEEP:.0%}"
 
 
+def add_published_sizes(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that `published` reads beside `--vgg`."""
+    parser.add_argument("--width", type=int, default=16, help="channels of the published networks, which have 64")
+    parser.add_argument("--blocks", type=int, default=6, help="blocks of the published generator, which has 15")
+
+
 def main() -> None:
     """Draws the pairs, trains what is not trained, prints the table and the verdict."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -236,14 +242,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--crop", type=int, default=128)
-    parser.add_argument("--width", type=int, default=16, help="channels of the published networks, which have 64")
-    parser.add_argument("--blocks", type=int, default=6, help="blocks of the published generator, which has 15")
+    add_published_sizes(parser)
     options = parser.parse_args()
     # Runs that differ in their labels alone have the same program: it is compiled once.
     jax.config.update("jax_compilation_cache_dir", str((options.out / "compiled").resolve()))
     draw_pairs(options.faces, options.out, options.pairs)
     rows = [measured(name, config, options.out) for name, config in runs(options)]
-    print(table(rows))
+    print(table(rows, ("recipe", "labels", "seed")))
     for recipe in options.recipes:
         clean, noisy = summary(rows, recipe)
         ratio = f"ratio {noisy / clean:.3f}" if clean > 0 else "no ratio"

@@ -83,6 +83,7 @@ def test_a_plan_for_gpus_is_an_estimate_and_says_so(capsys, tmp_path):
     assert cli.main(["plan", "configs/retouch.py", "--topology", "h100:16", "--train.batch", "32", "--json", str(path)]) == 0
     said = capsys.readouterr().out
     assert "2 host(s)" in said
+    assert "bfloat16" in said
     assert "arithmetic on the traced step" in said
     result = json.loads(path.read_text())
     assert [row["chips"] for row in result["scaling"]] == [1, 8, 16]

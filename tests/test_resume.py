@@ -105,6 +105,20 @@ def test_a_key_that_a_newer_version_added_counts_as_its_default(small_config, un
     assert loop.run(edited(small_config, train={"steps": 8}), undisturbed) == 0
 
 
+def test_a_run_goes_on_in_the_precision_that_it_began_with(small_config, undisturbed, tmp_path, capsys):
+    stored = undisturbed / "config.json"
+    assert json.loads(stored.read_text())["train"]["precision"] == "float32"  # auto, on a CPU
+    with pytest.raises(Refused, match=r"train\.precision"):
+        loop.run(edited(small_config, train={"precision": "bfloat16"}), undisturbed)
+    # As if it had begun on a GPU.
+    run = tmp_path / "run"
+    assert loop.run(edited(small_config, train={"precision": "bfloat16", "steps": 2}), run) == 0
+    capsys.readouterr()
+    assert loop.run(edited(small_config, train={"steps": 3}), run) == 0
+    assert "(jit, bfloat16)" in capsys.readouterr().out
+    assert json.loads((run / "config.json").read_text())["train"]["precision"] == "bfloat16"
+
+
 def test_data_may_move_and_must_be_the_same(small_config, undisturbed, tmp_path, capsys):
     moved = Path(shutil.copytree(small_config.data.root, tmp_path / "moved"))
     longer = edited(small_config, train={"steps": 8})

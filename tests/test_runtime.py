@@ -7,10 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from conftest import edited
 from jax.sharding import PartitionSpec as P
 
 from autoretouch_jax.config import ParallelConfig
@@ -20,6 +22,30 @@ from autoretouch_jax.runtime.stop import StopRequest, requeue_on_sigterm
 from autoretouch_jax.runtime.tables import text_table
 
 # ---- storage ----------------------------------------------------------------------------------------------------------------
+
+
+def a_device(platform: str, **attributes) -> SimpleNamespace:
+    return SimpleNamespace(platform=platform, **attributes)
+
+
+@pytest.mark.parametrize(
+    ("here", "precision"),
+    [
+        ([a_device("cpu")], "float32"),
+        ([a_device("tpu"), a_device("tpu")], "bfloat16"),
+        ([a_device("gpu", compute_capability="8.0")], "bfloat16"),
+        ([a_device("gpu", compute_capability="12.0")], "bfloat16"),
+        ([a_device("gpu", compute_capability="7.5")], "float32"),  # it would emulate it
+        ([a_device("gpu", compute_capability="9.0"), a_device("gpu", compute_capability="7.0")], "float32"),
+        ([a_device("gpu", compute_capability="gfx942")], "float32"),
+        ([a_device("gpu")], "float32"),
+    ],
+)
+def test_the_precision_suits_all_devices(monkeypatch, small_config, here, precision):
+    monkeypatch.setattr(jax, "devices", lambda: here)
+    assert devices.with_precision(small_config).train.precision == precision
+    for asked in ("float32", "bfloat16"):
+        assert devices.with_precision(edited(small_config, train={"precision": asked})).train.precision == asked
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

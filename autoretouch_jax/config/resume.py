@@ -4,7 +4,7 @@ import dataclasses
 import json
 from typing import Any
 
-from autoretouch_jax.config.loading import PATH_KEYS, WORDS
+from autoretouch_jax.config.loading import PATH_KEYS, WORDS, with_values
 from autoretouch_jax.config.schema import Config
 from autoretouch_jax.errors import Refused
 
@@ -40,6 +40,16 @@ def stored_values(stored: Any) -> dict[str, Any]:
         raise Refused(f"{stored} is not readable JSON ({error}); choose another --workdir") from error
 
 
+def in_its_precision(config: Config, stored: Any) -> Config:
+    """Fills in `train.precision` where it is `auto`, from the config.json at the path `stored`.
+
+    So a run that goes on on other devices computes as before.
+    """
+    if config.train.precision != "auto":
+        return config
+    return with_values(config, {"train.precision": stored_values(stored).get("train.precision", "auto")})
+
+
 def refuse_other_run(config: Config, stored: Any) -> list[str]:
     """Refuses when the config.json at the path `stored` differs from `config` in a key that may not change on resume.
 
@@ -47,7 +57,7 @@ def refuse_other_run(config: Config, stored: Any) -> list[str]:
     has changed: files may move, and the caller checks that they are still the same.
     """
     # Through JSON, so that tuples and lists compare equal.
-    before, now = stored_values(stored), _flatten_dict(json.loads(to_json(config)))
+    before, now = stored_values(stored), _flatten_dict(json.loads(to_json(in_its_precision(config, stored))))
     defaults = _flatten_dict(json.loads(to_json(_with_defaults(config))))
     before = {key: value for key, value in defaults.items() if key in now} | before
     different = [

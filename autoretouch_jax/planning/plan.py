@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autoretouch_jax.config import Config
+from autoretouch_jax.config.loading import with_values
 from autoretouch_jax.config.schema import DATA_FORMS
 from autoretouch_jax.config.validation import validate
 from autoretouch_jax.errors import EXIT_DONE, EXIT_FAILED, Refused
@@ -32,6 +33,8 @@ SHORT_LIST = 3  # candidates of --fit that are compiled
 def run(config: Config, topology: str, fit: bool, json_path: Path | None) -> int:
     """Analyses, prints, and writes the JSON. Returns the exit status: 1 when the step does not fit."""
     config, machine = plannable(config), chips.read_slice(topology)
+    if config.train.precision == "auto":  # there: all chips that can be planned for multiply bfloat16
+        config = with_values(config, {"train.precision": "bfloat16"})
     validate(config)
     if fit:
         config = best_fit(config, machine)

@@ -15,10 +15,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from autoretouch_jax.config import ParallelConfig
+from autoretouch_jax.config import Config, ParallelConfig
+from autoretouch_jax.config.loading import with_values
 from autoretouch_jax.errors import Refused
 
 AXIS = "data"
+AMPERE = 8.0  # the compute capability of NVIDIA's first GPUs that multiply bfloat16
 SMALLEST_SHARDED = 1024  # scalars; sharding smaller arrays saves nothing
 
 
@@ -67,6 +69,24 @@ def mesh_of_slice(topology: str) -> Mesh:
 def on_cpu() -> bool:
     """Whether this process computes on CPUs."""
     return jax.default_backend() == "cpu"
+
+
+def with_precision(config: Config) -> Config:
+    """Fills in `train.precision` where it is `auto`: bfloat16 if all devices of all processes multiply it fast, or float32."""
+    if config.train.precision != "auto":
+        return config
+    precision = "bfloat16" if all(map(_multiplies_bfloat16, jax.devices())) else "float32"
+    return with_values(config, {"train.precision": precision})
+
+
+def _multiplies_bfloat16(device: jax.Device) -> bool:
+    if device.platform != "gpu":
+        return device.platform == "tpu"
+    # AMD's GPUs name their architecture instead. Which of them are fast has not been looked into.
+    try:
+        return float(device.compute_capability) >= AMPERE
+    except (AttributeError, ValueError):
+        return False
 
 
 # ---- shardings: where arrays live -----------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ CEILING_ROUNDS = 10
 def step(config: Config, steps: int, profile: Path | None, out: Path | None) -> int:
     """Prints the figures of `autoretouch bench step` on one JSON line, and appends the line to `out`, if given."""
     # The figures are for this machine: a plan ignores how the config spreads the step.
-    config = dataclasses.replace(plannable(config), parallel=config.parallel)
+    config = devices.with_precision(dataclasses.replace(plannable(config), parallel=config.parallel))
     compiled, once, compile_seconds = ready_step(config)
     seconds = _timed(once, steps)
     flops = gpu.estimate(config, devices.make_mesh(config.parallel, config.train.batch).size)["flops"]
@@ -83,10 +83,13 @@ def ready_step(config: Config) -> tuple[Any, Callable[[], None], float]:
 def infer(config: Config, sizes: Sequence[int], steps: int, profile: Path | None, out: Path | None) -> int:
     """Prints the figures of `autoretouch bench infer`, one JSON line for each size, and appends the lines to `out`, if given.
 
-    The generator's weights are random. It runs on one device, on one square image of each size, in the config's type.
+    The generator's weights are random. It runs on one device, on one square image of each size, in the
+    config's type, and where that is `auto` in float32.
     """
     config = plannable(config)
     grid, precision = config.generator.grid, config.train.precision
+    if precision == "auto":
+        precision = "float32"  # as in `retouch`, on every device
     if wrong := [size for size in sizes if size < 1 or size % grid]:
         raise Refused(f"--sizes {wrong[0]}: {config.generator.network} takes multiples of {grid}")
     module = make_generator(config.generator, jnp.dtype(precision))
@@ -151,7 +154,7 @@ def e2e(config: Config, steps: int, out: Path | None) -> int:
         "steps": done,
         "images_per_s": done * config.train.batch / total,
         "input_share": waited / total,
-        **_machine(config.train.precision),
+        **_machine(trainer.config.train.precision),
     }
     return _finish(figures, out)
 

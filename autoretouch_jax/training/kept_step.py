@@ -39,7 +39,7 @@ def read_ahead(config: Config) -> None:
     if mesh is None:
         return
     with contextlib.suppress(Exception):
-        step = kept(resolve(config), mesh)
+        step = kept(devices.with_precision(resolve(config)), mesh)
         if step.is_there():
             keep_freed_memory()
             step.read_ahead()

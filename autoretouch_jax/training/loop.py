@@ -12,7 +12,7 @@ import numpy as np
 
 from autoretouch_jax.config import Config
 from autoretouch_jax.config.loading import resolve
-from autoretouch_jax.config.resume import refuse_other_run, to_json
+from autoretouch_jax.config.resume import in_its_precision, refuse_other_run, to_json
 from autoretouch_jax.config.validation import validate
 from autoretouch_jax.data import pipeline
 from autoretouch_jax.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BadInput, Refused
@@ -51,6 +51,7 @@ def run(config: Config, workdir: Any, stop: StopRequest | None = None, until: in
             storage.check_bucket(workdir)
             if stored.is_file():
                 moved = refuse_other_run(config, stored)
+                config = in_its_precision(config, stored)
         # A resumed run restores its checkpoint and needs nothing of `train.start_from`, which may have moved meanwhile.
         first = newest_checkpoint(workdir / "checkpoints")
         trainer, validation = Trainer(config, resumed=first > 0), Validation(config)

@@ -61,7 +61,7 @@ class Networks:
 
 def make_networks(config: Config) -> tuple[Networks, Params | None]:
     """Returns the networks of a run, and the frozen VGG's parameters, which are None without perceptual loss."""
-    dtype = jnp.dtype(config.train.precision)
+    dtype = jnp.dtype(devices.with_precision(config).train.precision)
     axis = devices.AXIS if config.train.batch_norm == "global" else None
     loss = config.loss
     vgg, frozen = None, None

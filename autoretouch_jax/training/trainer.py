@@ -23,7 +23,7 @@ from autoretouch_jax.training.state import State, check_start, make_networks, st
 
 
 class Trainer:
-    """The parts of a run. `config.train.steps` is filled in; `start` is the model that the run starts from, or None."""
+    """The parts of a run. `config.train` has its steps and its precision; `start` is the model it starts from, or None."""
 
     def __init__(self, config: Config, resumed: bool = False) -> None:
         """A `resumed` run restores its checkpoint, and does not read the model of `train.start_from`.
@@ -33,7 +33,7 @@ class Trainer:
         validate(config)
         self.mesh = devices.make_mesh(config.parallel, config.train.batch)
         self.source, self.negatives = open_source(config.data), open_negatives(config.data)
-        self.config = config = _with_steps(config, len(self.source))
+        self.config = config = devices.with_precision(_with_steps(config, len(self.source)))
         start = None if resumed else config.train.start_from
         self.start = load_model(start) if start else None
         if self.start:
