@@ -17,7 +17,7 @@ from autoretouch_jax.inference.edit import retouch_array
 from autoretouch_jax.inference.tiles import Axis, Plan, network_output
 from autoretouch_jax.models import forms, layers
 from autoretouch_jax.models.folder import Model, load_model
-from autoretouch_jax.models.layers import TransposedConv, depth_to_space, space_to_depth
+from autoretouch_jax.models.layers import Conv, TransposedConv, depth_to_space, space_to_depth
 from autoretouch_jax.models.modules import make_discriminator, make_generator
 from autoretouch_jax.models.pytorch_import import import_generator
 from autoretouch_jax.tools import catalogue
@@ -280,3 +280,26 @@ def test_a_bias_before_batch_norm_is_as_if_it_were_added():
             assert not gradients[0]["conv"]["bias"].any()
     for ours, plain in zip(jax.tree.leaves(found[0]), jax.tree.leaves(found[1]), strict=True):
         np.testing.assert_allclose(ours, plain, atol=2e-5)
+
+
+def test_the_gradient_of_a_bias_is_right_in_bfloat16():
+    x = jax.random.normal(jax.random.key(0), (2, 48, 48, 8))
+    wanted = jnp.abs(jax.random.normal(jax.random.key(1), (2, 48, 48, 16)))
+    for layer in (Conv(16, (3, 3), dtype=jnp.bfloat16), TransposedConv(16, 4, jnp.bfloat16)):
+        variables = layer.init(jax.random.key(0), x)
+        out, pull = jax.vjp(lambda variables, layer=layer: layer.apply(variables, x), variables)
+        cotangent = jnp.resize(wanted, out.shape).astype(jnp.bfloat16)
+        gradient = pull(cotangent)[0]["params"]["bias"]
+        assert (out.dtype, gradient.dtype) == (jnp.bfloat16, jnp.float32)
+        np.testing.assert_allclose(gradient, cotangent.astype(jnp.float32).sum((0, 1, 2)), rtol=1e-5)
+
+
+def test_our_convolution_is_flax_own():
+    x = jax.random.normal(jax.random.key(0), (2, 9, 8, 5))
+    for options in ({}, {"strides": (2, 2), "padding": ((1, 2), (0, 1))}, {"use_bias": False}):
+        ours, flax = (layer(7, (3, 3), name="same", **options) for layer in (Conv, nn.Conv))
+        variables = flax.init(jax.random.key(3), x)
+        jax.tree.map(np.testing.assert_array_equal, variables, ours.init(jax.random.key(3), x))
+        np.testing.assert_allclose(ours.apply(variables, x), flax.apply(variables, x), atol=1e-6)
+        gradients = [jax.grad(lambda v, layer=layer: jnp.square(layer.apply(v, x)).sum())(variables) for layer in (ours, flax)]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *gradients)

@@ -1,6 +1,9 @@
 """The step: one forward pass, the order of the updates, its FLOPs, its terms, and one trace."""
 
+import dataclasses
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,7 @@ import optax
 import pytest
 from conftest import edited
 
-from autoretouch_jax.config import OptimConfig, ParallelConfig
+from autoretouch_jax.config import AutoRetouch, OptimConfig, ParallelConfig, Pix2PixHDGlobal, Retouch
 from autoretouch_jax.models.outputs import GeneratorOutput
 from autoretouch_jax.models.pixels import to_float
 from autoretouch_jax.runtime import devices
@@ -19,6 +22,7 @@ from autoretouch_jax.training.step import _apply_gradients, train_step
 from autoretouch_jax.training.terms import Images, Term, TermEvaluator
 from autoretouch_jax.training.trainer import Trainer
 
+SUM = re.compile(r"stablehlo.reduce.* applies stablehlo.add across dimensions = \[(.*?)\] : \(tensor<([x\d]*)x(\w+)>")
 LOSSES_ON = {"perceptual_weight": 1.0, "vgg_weights": "random", "perceptual_layers": ("relu1_2",)}
 
 
@@ -229,6 +233,25 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_state(small_config):
     for leaf in jax.tree.leaves((state.generator, state.discriminator, state.ema, metrics)):
         assert leaf.dtype in (jnp.float32, jnp.int32)
     assert all(np.isfinite(value) for value in metrics.values())
+
+
+@pytest.mark.parametrize(
+    "network",
+    [AutoRetouch(width=4, blocks=1, norm="batch"), Retouch(width=8, levels=2), Pix2PixHDGlobal(width=4, downs=1, blocks=1)],
+)
+def test_bfloat16_sums_no_pixels_in_bfloat16(small_config, network):
+    """Such a sum stops growing once the next value is less than its last digit: the gradients of biases were a tenth short."""
+    config = dataclasses.replace(edited(small_config, train={"precision": "bfloat16"}, loss=LOSSES_ON), generator=network)
+    _, step, arguments = bound_step(config)
+    found = 0
+    for line in step.lower(*arguments).as_text().splitlines():
+        if match := SUM.search(line):
+            dimensions, shape, dtype = match.groups()
+            sides = [int(side) for side in shape.split("x")]
+            summands = math.prod(sides[int(dimension)] for dimension in dimensions.split(","))
+            assert dtype != "bf16" or summands <= 4, line
+            found += 1
+    assert found > 20
 
 
 def test_the_step_is_traced_once(small_config):

@@ -12,7 +12,7 @@ NAME = "convolution"  # of the results, for rematerialisation
 
 
 def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any) -> jax.Array:
-    """`jax.lax.conv_general_dilated`, for `nn.Conv`.
+    """`jax.lax.conv_general_dilated`.
 
     On a CPU it is Winograd's (`winograd.py`), or the plain one with the gradient of `kernel_gradient.py`.
     """

@@ -15,8 +15,49 @@ Remat = Literal["none", "norms", "full"]  # see `rematerialised`
 LEAK = 0.2  # LeakyReLU's slope in AutoRetouch's reference implementation, pix2pix and pix2pixHD
 CONTRAST_GAIN = 4.0  # ours: brings the stem's response to skin texture to about unit scale
 INSTANCE_EPSILON = 1e-5  # PyTorch's default
-Conv = functools.partial(nn.Conv, conv_general_dilated=convolution.convolve)
+NUMBERS = ("NHWC", "HWIO", "NHWC")
 NORMAL_INIT = nn.initializers.normal(0.02)  # the kernels of pix2pix and pix2pixHD
+
+
+class Conv(nn.Module):
+    """A convolution, `[N, H, W, C]` → `[N, h, w, features]`, and its bias. Parameters and first values are those of `nn.Conv`.
+
+    That layer sums the bias's gradient in the compute type. In bfloat16 such a sum over many pixels stops growing.
+    """
+
+    features: int
+    kernel_size: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    padding: Any = "SAME"  # or the zeros above and below, left and right
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+    kernel_init: Any = nn.initializers.lecun_normal()
+    bias_init: Any = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, x.shape[-1], self.features))
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        x = convolution.convolve(x, kernel, self.strides, self.padding, dimension_numbers=NUMBERS)
+        return add_bias(x, self.param("bias", self.bias_init, (self.features,))) if self.use_bias else x
+
+
+@jax.custom_vjp
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """`x + bias` in the type of `x`, `[…, C]` + `[C]`. The gradient by the bias is a sum in float32, whatever that type is."""
+    return x + bias.astype(x.dtype)
+
+
+def _add_bias_forward(x: jax.Array, bias: jax.Array) -> Any:
+    return add_bias(x, bias), bias
+
+
+def _add_bias_backward(bias: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    wide = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))
+    return gradient, sums.of_channels(wide).astype(bias.dtype)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
 def leaky(x: jax.Array) -> jax.Array:
@@ -217,9 +258,7 @@ class ConvBeforeNorm(nn.Module):
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         kernel = self.param("kernel", self.init, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y = convolution.convolve(
-            x.astype(self.dtype), kernel.astype(self.dtype), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        y = convolution.convolve(x.astype(self.dtype), kernel.astype(self.dtype), (1, 1), "SAME", dimension_numbers=NUMBERS)
         return y, bias
 
 
@@ -262,7 +301,7 @@ class TransposedConv(nn.Module):
         n, h, _, w, _, c = out.shape
         out = out.reshape(n, 2 * h, 2 * w, c)
         if self.bias is not None:
-            out = out + self.param("bias", self.bias, (self.features,)).astype(self.dtype)
+            out = add_bias(out, self.param("bias", self.bias, (self.features,)))
         return out
 
     def _phase(self, x: jax.Array, kernel: jax.Array, top: int, left: int) -> jax.Array:
@@ -273,4 +312,4 @@ class TransposedConv(nn.Module):
             taps.append(slice(phase + 1 - 2 * offsets[0], None, -2))
             padding.append((-offsets[0], offsets[-1]))
         part = kernel[taps[0], taps[1]]
-        return convolution.convolve(x, part, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return convolution.convolve(x, part, (1, 1), padding, dimension_numbers=NUMBERS)

@@ -33,7 +33,7 @@ SHORT_LIST = 3  # candidates of --fit that are compiled
 def run(config: Config, topology: str, fit: bool, json_path: Path | None) -> int:
     """Analyses, prints, and writes the JSON. Returns the exit status: 1 when the step does not fit."""
     config, machine = plannable(config), chips.read_slice(topology)
-    if config.train.precision == "auto":  # there: all chips that can be planned for multiply bfloat16
+    if config.train.precision == "auto":  # all of our chips multiply bfloat16
         config = with_values(config, {"train.precision": "bfloat16"})
     validate(config)
     if fit:
