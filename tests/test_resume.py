@@ -106,17 +106,17 @@ def test_a_key_that_a_newer_version_added_counts_as_its_default(small_config, un
 
 
 def test_a_run_goes_on_in_the_precision_that_it_began_with(small_config, undisturbed, tmp_path, capsys):
-    stored = undisturbed / "config.json"
-    assert json.loads(stored.read_text())["train"]["precision"] == "float32"  # auto, on a CPU
-    with pytest.raises(Refused, match=r"train\.precision"):
-        loop.run(edited(small_config, train={"precision": "bfloat16"}), undisturbed)
-    # As if it had begun on a GPU.
-    run = tmp_path / "run"
+    def stored(run: Path) -> str:
+        return json.loads((run / "config.json").read_text())["train"]["precision"]
+
+    assert stored(undisturbed) == "float32"  # auto, on a CPU
+    run = tmp_path / "run"  # as if it had begun on a GPU
     assert loop.run(edited(small_config, train={"precision": "bfloat16", "steps": 2}), run) == 0
     capsys.readouterr()
-    assert loop.run(edited(small_config, train={"steps": 3}), run) == 0
-    assert "(jit, bfloat16)" in capsys.readouterr().out
-    assert json.loads((run / "config.json").read_text())["train"]["precision"] == "bfloat16"
+    for given, steps, goes_on in (("auto", 3, "bfloat16"), ("float32", 4, "float32"), ("auto", 5, "float32")):
+        assert loop.run(edited(small_config, train={"precision": given, "steps": steps}), run) == 0
+        assert f"(jit, {goes_on})" in capsys.readouterr().out
+        assert stored(run) == goes_on
 
 
 def test_data_may_move_and_must_be_the_same(small_config, undisturbed, tmp_path, capsys):

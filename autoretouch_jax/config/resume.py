@@ -12,6 +12,7 @@ from autoretouch_jax.errors import Refused
 # frozen; `ParallelConfig` says what its keys change.
 MAY_CHANGE_ON_RESUME = (
     "train.steps",
+    "train.precision",
     "train.checkpoint_every",
     "train.log_every",
     "train.sample_every",
@@ -57,7 +58,7 @@ def refuse_other_run(config: Config, stored: Any) -> list[str]:
     has changed: files may move, and the caller checks that they are still the same.
     """
     # Through JSON, so that tuples and lists compare equal.
-    before, now = stored_values(stored), _flatten_dict(json.loads(to_json(in_its_precision(config, stored))))
+    before, now = stored_values(stored), _flatten_dict(json.loads(to_json(config)))
     defaults = _flatten_dict(json.loads(to_json(_with_defaults(config))))
     before = {key: value for key, value in defaults.items() if key in now} | before
     different = [

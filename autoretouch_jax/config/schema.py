@@ -253,7 +253,7 @@ class TrainConfig:
     # float32 is what has been compared with the references.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute type. Parameters, losses and statistics stay float32. `auto` is bfloat16 on TPUs and on NVIDIA's GPUs from Ampere
-    on, which are made for it, and float32 elsewhere. A run goes on in the type that it began with."""
+    on, which are made for it, and float32 elsewhere. A run goes on in the type that it began with, unless one is given."""
     batch_norm: Literal["per_device", "global"] = "per_device"
     """The images over which BatchNorm takes its statistics. `per_device` needs no communication, and results depend on the
     number of images per device. `global` needs two small all-reduces a layer, and results do not depend on the number of
