@@ -42,7 +42,7 @@ def _train(argv: Argv) -> int:
     with StopRequest(parse_duration(arguments.max_time) if arguments.max_time else 0) as stop:
         from autoretouch_jax.training import kept_step
 
-        kept_step.read_ahead(arguments.run)
+        kept_step.read_ahead(arguments.run, arguments.workdir)
         from autoretouch_jax.training import loop
 
         return loop.run(arguments.run, arguments.workdir, stop)

@@ -296,8 +296,9 @@ def test_the_gradient_of_a_bias_is_right_in_bfloat16():
 
 def test_our_convolution_is_flax_own():
     x = jax.random.normal(jax.random.key(0), (2, 9, 8, 5))
-    for options in ({}, {"strides": (2, 2), "padding": ((1, 2), (0, 1))}, {"use_bias": False}):
-        ours, flax = (layer(7, (3, 3), name="same", **options) for layer in (Conv, nn.Conv))
+    drawn = {"bias_init": nn.initializers.normal()}
+    for options in (drawn, drawn | {"strides": (2, 2), "padding": ((1, 2), (0, 1))}, {"use_bias": False}):
+        ours, flax = (layer(7, (3, 3), **options) for layer in (Conv, nn.Conv))
         variables = flax.init(jax.random.key(3), x)
         jax.tree.map(np.testing.assert_array_equal, variables, ours.init(jax.random.key(3), x))
         np.testing.assert_allclose(ours.apply(variables, x), flax.apply(variables, x), atol=1e-6)

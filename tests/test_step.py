@@ -240,7 +240,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_state(small_config):
     [AutoRetouch(width=4, blocks=1, norm="batch"), Retouch(width=8, levels=2), Pix2PixHDGlobal(width=4, downs=1, blocks=1)],
 )
 def test_bfloat16_sums_no_pixels_in_bfloat16(small_config, network):
-    """Such a sum stops growing once the next value is less than its last digit: the gradients of biases were a tenth short."""
+    """Such a sum stops growing once the next value is less than its last digit: the gradients of biases came out too small."""
     config = dataclasses.replace(edited(small_config, train={"precision": "bfloat16"}, loss=LOSSES_ON), generator=network)
     _, step, arguments = bound_step(config)
     found = 0

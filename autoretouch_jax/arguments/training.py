@@ -149,7 +149,8 @@ class BenchInferArguments:
 
     autoretouch bench infer configs/retouch.py --sizes 512 1024
 
-    The figures are printed as one JSON line for each size.
+    The figures are printed as one JSON line for each size. They are of float32, as in `retouch`, unless --train.precision is
+    given.
     """
 
     config: Positional[Path]

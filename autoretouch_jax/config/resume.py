@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from autoretouch_jax.config.loading import PATH_KEYS, WORDS, with_values
-from autoretouch_jax.config.schema import Config
+from autoretouch_jax.config.schema import PRECISIONS, Config
 from autoretouch_jax.errors import Refused
 
 # Keys that may change on resume. `train.steps` changes the decay of the learning rate, and how long a global generator is
@@ -44,11 +44,14 @@ def stored_values(stored: Any) -> dict[str, Any]:
 def in_its_precision(config: Config, stored: Any) -> Config:
     """Fills in `train.precision` where it is `auto`, from the config.json at the path `stored`.
 
-    So a run that goes on on other devices computes as before.
+    So a run that goes on on other devices computes as before. Raises Refused where the file has an unknown one.
     """
     if config.train.precision != "auto":
         return config
-    return with_values(config, {"train.precision": stored_values(stored).get("train.precision", "auto")})
+    before = stored_values(stored).get("train.precision", "auto")
+    if before not in PRECISIONS:
+        raise Refused(f"{stored}: train.precision {before} is unknown; give --train.precision float32 or bfloat16")
+    return with_values(config, {"train.precision": before})
 
 
 def refuse_other_run(config: Config, stored: Any) -> list[str]:

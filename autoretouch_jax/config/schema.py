@@ -7,7 +7,7 @@ ours.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from autoretouch_jax.config.networks import AutoRetouch, AutoRetouchPatchGAN, Discriminator, Generator
 
@@ -16,6 +16,9 @@ from autoretouch_jax.config.networks import AutoRetouch, AutoRetouchPatchGAN, Di
 Faces = Literal["auto", "all", "off"]
 # What a retouched file keeps of the photograph's metadata. `safe` drops the location and embedded previews.
 Metadata = Literal["keep", "safe", "none"]
+# What a step computes in.
+Precision = Literal["auto", "float32", "bfloat16"]
+PRECISIONS = get_args(Precision)
 # What a model can be chosen by, on pairs. Each is over images that the pairs determine, and better when higher.
 PairMetric = Literal["psnr_pooled", "edit_psnr_pooled", "psnr_rgb_u8", "edit_psnr", "edit_recovered", "ssim_rgb_u8_gauss11"]
 
@@ -251,9 +254,10 @@ class TrainConfig:
     seed: int = 0
     """Everything random is a function of this and the step."""
     # float32 is what has been compared with the references.
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute type. Parameters, losses and statistics stay float32. `auto` is bfloat16 on TPUs and on NVIDIA's GPUs from Ampere
-    on, which are made for it, and float32 elsewhere. A run goes on in the type that it began with, unless one is given."""
+    precision: Precision = "auto"
+    """Compute type. Parameters, losses and statistics stay float32. `auto` is bfloat16 where all devices are TPUs, or NVIDIA's
+    GPUs from Ampere on, which are made for it, and float32 elsewhere. A run goes on in the type that it had, unless one is
+    given."""
     batch_norm: Literal["per_device", "global"] = "per_device"
     """The images over which BatchNorm takes its statistics. `per_device` needs no communication, and results depend on the
     number of images per device. `global` needs two small all-reduces a layer, and results do not depend on the number of

@@ -1,6 +1,7 @@
 """Layers that several networks share. Feature maps are `[N, H, W, C]`."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -22,13 +23,14 @@ NORMAL_INIT = nn.initializers.normal(0.02)  # the kernels of pix2pix and pix2pix
 class Conv(nn.Module):
     """A convolution, `[N, H, W, C]` → `[N, h, w, features]`, and its bias. Parameters and first values are those of `nn.Conv`.
 
-    That layer sums the bias's gradient in the compute type. In bfloat16 such a sum over many pixels stops growing.
+    That layer sums the bias's gradient in the compute type. In bfloat16 such a sum over many pixels stops growing. Ours has no
+    forward-mode derivative.
     """
 
     features: int
     kernel_size: tuple[int, int]
     strides: tuple[int, int] = (1, 1)
-    padding: Any = "SAME"  # or the zeros above and below, left and right
+    padding: str | Sequence[tuple[int, int]] = "SAME"  # or VALID, or the zeros above and below, left and right
     use_bias: bool = True
     dtype: Any = jnp.float32
     kernel_init: Any = nn.initializers.lecun_normal()
@@ -49,7 +51,7 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def _add_bias_forward(x: jax.Array, bias: jax.Array) -> Any:
-    return add_bias(x, bias), bias
+    return x + bias.astype(x.dtype), bias
 
 
 def _add_bias_backward(bias: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:

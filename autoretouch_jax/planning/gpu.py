@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import jax
+from jax.interpreters import partial_eval
 
 from autoretouch_jax.config import Config
 from autoretouch_jax.models import forms
@@ -36,7 +37,7 @@ def estimate(config: Config, count: int) -> dict[str, Any]:
     specs = state_specs(state, count if config.parallel.optimizer_state == "sharded" else 1)
     # State, batch and the frozen VGG live during the whole step.
     argument = _bytes(batch) + _bytes(frozen) + devices.bytes_per_device(state, specs, count)
-    peak, flops, accessed = _walk(traced.jaxpr)
+    peak, flops, accessed = _walk(_needed(traced.jaxpr))
     # Each network is averaged in one all-reduce; metrics are too few to count.
     learners = [learner for learner in (state.generator, state.discriminator) if learner is not None]
     reduced = sum(4 * parameter_count((learner.params, learner.batch_stats)) for learner in learners)
@@ -51,23 +52,27 @@ def flops(function: Any, *arguments: Any) -> float:
     They are those of plain convolutions, on a CPU too.
     """
     with forms.plain():
-        return _walk(jax.make_jaxpr(function)(*arguments).jaxpr)[1]
+        return _walk(_needed(jax.make_jaxpr(function)(*arguments).jaxpr))[1]
 
 
 def _bytes(tree: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+def _needed(jaxpr: Any) -> Any:
+    """The traced program without what none of its results needs, such as the gradients of a frozen network's biases."""
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
+
+
 def _walk(jaxpr: Any) -> tuple[int, float, float]:
     """Returns the peak bytes of what the program makes, its FLOPs, and the bytes that its operations read and write."""
     last: dict[Any, int] = {}  # for each array the number of the operation that reads it last
+    converted = _converted(jaxpr)
     for number, equation in enumerate(jaxpr.eqns):
-        for variable in equation.invars:
-            if not hasattr(variable, "val"):
-                last[variable] = number
+        last |= dict.fromkeys(_read(equation, converted), number)
     last |= {variable: len(jaxpr.eqns) for variable in jaxpr.outvars if not hasattr(variable, "val")}
     # Now that the last use of every array is known, walk through the program and free each array after it.
-    stored = _stored(jaxpr)
+    stored = _stored(jaxpr, converted)
     live, peak, flops, accessed = 0, 0, 0.0, 0.0
     alive: dict[Any, int] = {}
     for number, equation in enumerate(jaxpr.eqns):
@@ -80,23 +85,35 @@ def _walk(jaxpr: Any) -> tuple[int, float, float]:
         if not inner:
             accessed += sum(made.values())
             if equation.primitive.name in COSTLY:
-                accessed += sum(_size(variable) for variable in equation.invars)
+                accessed += sum(map(_size, _read(equation, converted)))
         # At an operation, its own results live beside everything that is read later.
         peak = max(peak, live + max([part[0] for part in inner], default=0), live + sum(made.values()))
         alive |= made
         live += sum(made.values())
-        for variable in {v for v in equation.invars if not hasattr(v, "val")} | set(made):
+        for variable in {*_read(equation, converted), *made}:
             if last.get(variable, number) <= number and variable in alive:
                 live -= alive.pop(variable)
     return peak, flops, accessed
 
 
-def _stored(jaxpr: Any) -> set[Any]:
+def _converted(jaxpr: Any) -> dict[Any, Any]:
+    """Returns the arrays that are others in a wider type, and these."""
+    pairs = [(*one.outvars, *one.invars[:1]) for one in jaxpr.eqns if one.primitive.name == "convert_element_type"]
+    return {made: source for made, source in pairs if not hasattr(source, "val") and _size(source) < _size(made)}
+
+
+def _read(equation: Any, converted: dict[Any, Any]) -> list[Any]:
+    """The arrays that an operation reads. A reduction converts them by itself."""
+    read = [variable for variable in equation.invars if not hasattr(variable, "val")]
+    return [converted.get(v, v) for v in read] if equation.primitive.name.startswith("reduce_") else read
+
+
+def _stored(jaxpr: Any, converted: dict[Any, Any]) -> set[Any]:
     """Returns the arrays that a compiler stores: those that a costly operation makes or reads, and those returned."""
     kept = {variable for variable in [*jaxpr.outvars, *jaxpr.invars] if not hasattr(variable, "val")}
     for equation in jaxpr.eqns:
         if equation.primitive.name in COSTLY or _bodies(equation):
-            kept |= {v for v in [*equation.invars, *equation.outvars] if not hasattr(v, "val")}
+            kept |= {*_read(equation, converted), *equation.outvars}
     return kept
 
 

@@ -21,7 +21,7 @@ from autoretouch_jax.errors import EXIT_DONE, EXIT_FAILED, Refused, did_you_mean
 from autoretouch_jax.evaluation.evaluate import evaluate
 from autoretouch_jax.evaluation.metrics import score
 from autoretouch_jax.models.folder import load_model
-from autoretouch_jax.runtime import storage
+from autoretouch_jax.runtime import devices, storage
 from autoretouch_jax.runtime.failures import explain
 from autoretouch_jax.runtime.stop import StopRequest
 from autoretouch_jax.sweeps import report
@@ -46,6 +46,7 @@ def run(sweep: Sweep, pairs: PairSource) -> int:
     with StopRequest() as stop:
         # Under the lock, because the worker that comes first creates the study and decides which sweep this is.
         with locked(sweep.workdir / "lock"):
+            sweep = _in_one_precision(sweep)
             _refuse_other_sweep(sweep)
             study = open_study(sweep.workdir, sweep.storage)
         while True:
@@ -97,6 +98,17 @@ def _refuse_joined_workers(sweep: Sweep) -> None:
     for key in sweep.space:
         if key in JOINING:
             raise Refused(f"--space: {key}: {alone}")
+
+
+def _in_one_precision(sweep: Sweep) -> Sweep:
+    """Fills in `train.precision` where it is `auto`: the first worker's devices decide for all of them.
+
+    Trials in different types could not be compared.
+    """
+    config, path = sweep.config, sweep.workdir / "sweep.json"
+    if config.train.precision == "auto" and path.is_file():
+        config = with_values(config, {"train.precision": json.loads(path.read_text())["config"]["train"]["precision"]})
+    return dataclasses.replace(sweep, config=devices.with_precision(config))
 
 
 def _refuse_other_sweep(sweep: Sweep) -> None:

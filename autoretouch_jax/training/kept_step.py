@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from autoretouch_jax.config import Config
 from autoretouch_jax.config.loading import resolve
-from autoretouch_jax.config.resume import to_json
+from autoretouch_jax.config.resume import in_its_precision, to_json
 from autoretouch_jax.config.schema import LossConfig
 from autoretouch_jax.config.validation import validate
 from autoretouch_jax.errors import Refused
@@ -25,10 +25,11 @@ def kept(config: Config, mesh: Mesh, signature: str = "") -> kept_programs.Kept:
     return kept_programs.Kept(description, list(mesh.devices.flat), signature)
 
 
-def read_ahead(config: Config) -> None:
+def read_ahead(config: Config, workdir: str = "") -> None:
     """Begins to read a run's step in the background, where it is kept and the run has one process.
 
-    Raises what JAX raises where a device cannot be started. Everything else is left to the run to say.
+    `workdir` may hold the run already. Raises what JAX raises where a device cannot be started. Everything else is left to the
+    run to say.
     """
     mesh = None
     with contextlib.suppress(Refused):
@@ -39,6 +40,8 @@ def read_ahead(config: Config) -> None:
     if mesh is None:
         return
     with contextlib.suppress(Exception):
+        stored = Path(workdir, "config.json")
+        config = in_its_precision(config, stored) if stored.is_file() else config
         step = kept(devices.with_precision(resolve(config)), mesh)
         if step.is_there():
             keep_freed_memory()

@@ -51,9 +51,10 @@ def run(config: Config, workdir: Any, stop: StopRequest | None = None, until: in
             storage.check_bucket(workdir)
             if stored.is_file():
                 moved = refuse_other_run(config, stored)
-                config = in_its_precision(config, stored)
         # A resumed run restores its checkpoint and needs nothing of `train.start_from`, which may have moved meanwhile.
         first = newest_checkpoint(workdir / "checkpoints")
+        if first and stored.is_file():
+            config = in_its_precision(config, stored)
         trainer, validation = Trainer(config, resumed=first > 0), Validation(config)
         if first and stored.is_file():
             clock, accept = read_clock(workdir / "checkpoints", first), config.data.on_change == "accept"
