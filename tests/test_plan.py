@@ -16,7 +16,7 @@ from autoretouch_jax import cli
 from autoretouch_jax.config import DataConfig, load
 from autoretouch_jax.config.validation import validate
 from autoretouch_jax.errors import Refused
-from autoretouch_jax.models import forms
+from autoretouch_jax.models import forms, layers
 from autoretouch_jax.planning import chips, gpu, plan, tpu, traffic
 from autoretouch_jax.runtime import devices
 from autoretouch_jax.training.compilation import lowered_step
@@ -64,6 +64,21 @@ def test_the_estimate_counts_the_flops_that_xla_counts(small_config):
     with forms.plain():
         xla = lowered_step(config, networks, frozen, mesh).compile().cost_analysis()["flops"]
     assert gpu.estimate(config, 1)["flops"] == pytest.approx(xla, rel=0.15)
+
+
+def test_the_estimate_counts_neither_what_nothing_needs_nor_conversions_before_sums():
+    frozen, pixels = jnp.ones((8,)), jnp.ones((1000, 8), jnp.bfloat16)
+
+    def program(pixels):
+        out, pull = jax.vjp(layers.add_bias, pixels, frozen)
+        return pull(out)[0]  # the bias learns nothing
+
+    def sums(pixels):
+        return pixels.astype(jnp.float32).sum(0)
+
+    assert gpu.flops(program, pixels) < 1.1 * pixels.size
+    traced = jax.make_jaxpr(sums)(pixels).jaxpr
+    assert gpu._walk(traced)[2] == pixels.nbytes + 4 * 8
 
 
 def test_the_estimated_memory_grows_with_the_batch_and_shrinks_with_rematerialisation(small_config):

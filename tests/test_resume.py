@@ -18,6 +18,7 @@ from conftest import edited
 from PIL import Image
 
 from autoretouch_jax.config import ValidationConfig
+from autoretouch_jax.config.resume import to_json
 from autoretouch_jax.data.folders import FaceSource
 from autoretouch_jax.errors import EXIT_REQUEUE, BadInput, Refused
 from autoretouch_jax.models.folder import load_model
@@ -105,7 +106,7 @@ def test_a_key_that_a_newer_version_added_counts_as_its_default(small_config, un
     assert loop.run(edited(small_config, train={"steps": 8}), undisturbed) == 0
 
 
-def test_a_run_goes_on_in_the_precision_that_it_began_with(small_config, undisturbed, tmp_path, capsys):
+def test_a_run_goes_on_in_the_precision_that_it_had(small_config, undisturbed, tmp_path, capsys):
     def stored(run: Path) -> str:
         return json.loads((run / "config.json").read_text())["train"]["precision"]
 
@@ -117,6 +118,18 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(small_config, undistu
         assert loop.run(edited(small_config, train={"precision": given, "steps": steps}), run) == 0
         assert f"(jit, {goes_on})" in capsys.readouterr().out
         assert stored(run) == goes_on
+
+
+def test_a_run_that_computed_nothing_has_no_precision_yet(small_config, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    begun = edited(small_config, train={"precision": "bfloat16"})
+    (run / "config.json").write_text(to_json(begun))
+    assert loop.run(edited(small_config, train={"steps": 1}), run) == 0
+    assert "(jit, float32)" in capsys.readouterr().out
+    (run / "config.json").write_text(to_json(begun).replace("bfloat16", "float8"))
+    with pytest.raises(Refused, match="float8 is unknown; give --train"):
+        loop.run(small_config, run)
 
 
 def test_data_may_move_and_must_be_the_same(small_config, undisturbed, tmp_path, capsys):

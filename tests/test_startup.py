@@ -338,9 +338,13 @@ def test_a_run_begins_to_read_its_step_before_it_makes_networks(small_config, tm
     kept_step.read_ahead(config)  # nothing is kept yet
     assert run_as_later_process(config, tmp_path / "run", 1) == 0
     assert (reads, traces) == ([], [1])
-    kept_step.read_ahead(config)
+    kept_step.read_ahead(config, str(tmp_path / "run"))
     assert run_as_later_process(config, tmp_path / "run", 2) == 0
     assert (len(reads), traces, kept_programs._begun) == (1, [1], {})
+    # It is the step in the run's own precision, of which none is kept.
+    stored = tmp_path / "run" / "config.json"
+    stored.write_text(stored.read_text().replace("float32", "bfloat16"))
+    kept_step.read_ahead(config, str(tmp_path / "run"))
     kept_step.read_ahead(edited(config, parallel={"devices": 1000}))  # the run refuses it
     kept_step.read_ahead(edited(config, train={"batch": 0}))  # so it does this
     monkeypatch.setattr(processes, "alone", lambda _: False)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -198,6 +199,20 @@ def test_the_values_of_a_grid_are_listed_and_endless_ones_are_named():
     assert endless_keys(kinds) == []
     endless = kinds | {"optim.generator_lr": distributions.FloatDistribution(1e-4, 1e-2, log=True)}
     assert endless_keys(endless) == ["optim.generator_lr"]
+
+
+def test_the_devices_of_the_first_worker_decide_in_which_precision_all_compare(small_config, tmp_path, monkeypatch):
+    one = sweep.Sweep(small_config, {}, 1, tmp_path, "random", "psnr_pooled", 1, None)
+
+    def joins(kind: str) -> str:
+        monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(platform=kind)])
+        joined = sweep._in_one_precision(one)
+        sweep._refuse_other_sweep(joined)
+        return joined.config.train.precision
+
+    assert [joins("tpu"), joins("cpu")] == ["bfloat16", "bfloat16"]
+    (tmp_path / "sweep.json").unlink()
+    assert [joins("cpu"), joins("tpu")] == ["float32", "float32"]
 
 
 def test_a_left_trial_is_taken_over_and_a_running_one_is_not(tmp_path):
