@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -220,21 +220,11 @@ def verdict(rows: Sequence[Row]) -> str:
     return f"{word}: ours keeps {noisy / clean:.1%} of it, and is asked to keep {SHARE_TO_KEEP:.0%}"
 
 
-def add_published_sizes(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that `published` reads beside `--vgg`."""
-    parser.add_argument("--width", type=int, default=16, help="channels of the published networks, which have 64")
-    parser.add_argument("--blocks", type=int, default=6, help="blocks of the published generator, which has 15")
-
-
-def main() -> None:
-    """Draws the pairs, trains what is not trained, prints the table and the verdict."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the pairs, of the runs and of the published recipe."""
     parser.add_argument("--faces", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument(
-        "--vgg", default="download", help="VGG16's weights, for the published recipe: a file, download or random"
-    )
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["published", "ours"])
+    parser.add_argument("--vgg", default="download", help="VGG16's weights, for perceptual losses: a file, download or random")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument(
         "--pairs", type=int, default=164, help="pairs to train on; 0: one for each portrait that is not held out"
@@ -242,12 +232,25 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--crop", type=int, default=128)
-    add_published_sizes(parser)
-    options = parser.parse_args()
-    # Runs that differ in their labels alone have the same program: it is compiled once.
+    parser.add_argument("--width", type=int, default=16, help="channels of the published networks, which have 64")
+    parser.add_argument("--blocks", type=int, default=6, help="blocks of the published generator, which has 15")
+
+
+def all_measured(options: argparse.Namespace, runs: Iterable[tuple[Row, Config]]) -> list[Row]:
+    """Draws the pairs, trains what is not trained, and returns the values of all runs."""
+    # Runs that differ in their labels or their seed alone have the same program: it is compiled once.
     jax.config.update("jax_compilation_cache_dir", str((options.out / "compiled").resolve()))
     draw_pairs(options.faces, options.out, options.pairs)
-    rows = [measured(name, config, options.out) for name, config in runs(options)]
+    return [measured(name, config, options.out) for name, config in runs]
+
+
+def main() -> None:
+    """Draws the pairs, trains what is not trained, prints the table and the verdict."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["published", "ours"])
+    options = parser.parse_args()
+    rows = all_measured(options, runs(options))
     print(table(rows, ("recipe", "labels", "seed")))
     for recipe in options.recipes:
         clean, noisy = summary(rows, recipe)

@@ -11,11 +11,9 @@ same command goes on where it was stopped. A smoke run of two minutes:
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import jax
-from noisy_labels import add_published_sizes, draw_pairs, edited, measured, plain, published, table
+from noisy_labels import add_options, all_measured, edited, plain, published, table
 
 from autoretouch_jax.config import Config, load
 
@@ -47,22 +45,11 @@ def runs(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Config]]
 def main() -> None:
     """Draws the pairs, trains what is not trained, and prints every run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faces", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--vgg", default="download", help="VGG16's weights: a file, download or random")
+    add_options(parser)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--pairs", type=int, default=164, help="pairs to train on")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--crop", type=int, default=128)
-    add_published_sizes(parser)
     options = parser.parse_args()
-    jax.config.update("jax_compilation_cache_dir", str((options.out / "compiled").resolve()))
-    draw_pairs(options.faces, options.out, options.pairs)
-    rows = [measured(name, config, options.out) for name, config in runs(options)]
-    print(table(rows, ("recipe", "precision", "seed")))
+    print(table(all_measured(options, runs(options)), ("recipe", "precision", "seed")))
 
 
 if __name__ == "__main__":

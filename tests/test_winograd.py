@@ -22,7 +22,7 @@ CHANNELS = winograd.SMALLEST_CHANNELS
 
 
 def convolve(x, kernel, padding="SAME", strides=(1, 1)):
-    return convolution.convolve(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return convolution.convolve(x, kernel, strides, padding)
 
 
 def plainly(function, *arguments):

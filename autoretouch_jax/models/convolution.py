@@ -11,13 +11,13 @@ from autoretouch_jax.models import forms, kernel_gradient, winograd
 NAME = "convolution"  # of the results, for rematerialisation
 
 
-def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any) -> jax.Array:
-    """`jax.lax.conv_general_dilated`.
+def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any) -> jax.Array:
+    """The convolution of `[N, H, W, C]` with `[k, k', C, C']`. `padding` is SAME, VALID, or the zeros on each side.
 
     On a CPU it is Winograd's (`winograd.py`), or the plain one with the gradient of `kernel_gradient.py`.
     """
-    if not forms.of_cpu(x) or not _is_of_images(x, kernel, options):
-        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+    if not forms.of_cpu(x) or kernel.shape[:2] == (1, 1):
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=kernel_gradient.NUMBERS)
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
     (top, bottom), (left, right) = padding
@@ -25,10 +25,3 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: A
     if winograd.suits(x, kernel, strides, margins):
         return checkpoint_name(winograd.convolve(x, kernel, margins), NAME)
     return checkpoint_name(kernel_gradient.convolve(x, kernel, tuple(strides), margins), NAME)
-
-
-def _is_of_images(x: jax.Array, kernel: jax.Array, options: dict[str, Any]) -> bool:
-    """Whether a convolution sums neighbouring pixels over all channels."""
-    dilations = [*(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())]
-    dense = options.get("feature_group_count", 1) == 1 and {*dilations} <= {1}
-    return dense and x.ndim == 4 and kernel.shape[:2] != (1, 1)

@@ -16,7 +16,6 @@ Remat = Literal["none", "norms", "full"]  # see `rematerialised`
 LEAK = 0.2  # LeakyReLU's slope in AutoRetouch's reference implementation, pix2pix and pix2pixHD
 CONTRAST_GAIN = 4.0  # ours: brings the stem's response to skin texture to about unit scale
 INSTANCE_EPSILON = 1e-5  # PyTorch's default
-NUMBERS = ("NHWC", "HWIO", "NHWC")
 NORMAL_INIT = nn.initializers.normal(0.02)  # the kernels of pix2pix and pix2pixHD
 
 
@@ -40,7 +39,7 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, x.shape[-1], self.features))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        x = convolution.convolve(x, kernel, self.strides, self.padding, dimension_numbers=NUMBERS)
+        x = convolution.convolve(x, kernel, self.strides, self.padding)
         return add_bias(x, self.param("bias", self.bias_init, (self.features,))) if self.use_bias else x
 
 
@@ -260,7 +259,7 @@ class ConvBeforeNorm(nn.Module):
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         kernel = self.param("kernel", self.init, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y = convolution.convolve(x.astype(self.dtype), kernel.astype(self.dtype), (1, 1), "SAME", dimension_numbers=NUMBERS)
+        y = convolution.convolve(x.astype(self.dtype), kernel.astype(self.dtype), (1, 1), "SAME")
         return y, bias
 
 
@@ -314,4 +313,4 @@ class TransposedConv(nn.Module):
             taps.append(slice(phase + 1 - 2 * offsets[0], None, -2))
             padding.append((-offsets[0], offsets[-1]))
         part = kernel[taps[0], taps[1]]
-        return convolution.convolve(x, part, (1, 1), padding, dimension_numbers=NUMBERS)
+        return convolution.convolve(x, part, (1, 1), padding)

@@ -83,8 +83,8 @@ def ready_step(config: Config) -> tuple[Any, Callable[[], None], float]:
 def infer(config: Config, sizes: Sequence[int], steps: int, profile: Path | None, out: Path | None) -> int:
     """Prints the figures of `autoretouch bench infer`, one JSON line for each size, and appends the lines to `out`, if given.
 
-    The generator's weights are random. It runs on one device, on one square image of each size, in the
-    config's type, and where that is `auto` in float32.
+    The generator's weights are random. It runs on one device, on one square image of each size, in the config's type, or in
+    float32 where that is `auto`.
     """
     config = plannable(config)
     grid, precision = config.generator.grid, config.train.precision
